@@ -1,0 +1,189 @@
+"""Wiring: a configuration in, a running station out. The only place that chooses implementations.
+
+`run_station` reads as what happens: open what can refuse first (bundle, engine, journal, camera), then start what runs
+beside the line (publisher), say READY, run, and leave in reverse order. A broker that is away keeps nothing from
+starting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+
+from agent import __version__
+from agent.bundle import Bundle, PolicySpec, open_bundle
+from agent.cameras import open_camera
+from agent.config import AgentConfig
+from agent.engines import open_engine
+from agent.frame import Stamp
+from agent.health import Heartbeat, clock_synced, notify
+from agent.inspection import Inspector
+from agent.journal import Journal
+from agent.log import log_event
+from agent.messages import MetricsMessage, StatusMessage, rfc3339
+from agent.publisher import Publisher
+from agent.station import Station
+from agent.triggers import open_trigger
+from agent.verdict import Policy
+
+__all__ = ["Summary", "policy_limits", "run_station"]
+
+DRAIN_AT_STOP_S = 3.0
+"""How long a stop waits for the broker: with everything else a stop stays under five seconds."""
+
+DRAIN_AT_END_S = 60.0
+"""How long the end of a finite source waits for the broker, as long as messages still move."""
+
+log = logging.getLogger("agent.app")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+        judged: parts that got a verdict in this run.
+        by_decision: verdicts in the journal by decision, earlier runs included.
+        unsent: messages that still wait for the broker, on disk.
+    """
+
+    judged: int
+    by_decision: dict[str, int]
+    unsent: int
+
+
+def policy_limits(config: AgentConfig, bundle: Bundle) -> PolicySpec:
+    """The bundle's decision limits, or the configuration's in their place."""
+    default = bundle.manifest.policy
+    high, low = config.policy.defect_above, config.policy.review_above
+    defect_above = default.defect_above if high is None else high
+    review_above = min(default.review_above, defect_above) if low is None else low
+    return PolicySpec(defect_above=defect_above, review_above=review_above)
+
+
+def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | None = None) -> Summary:
+    """Run one station until it is asked to stop or its source ends.
+
+    Args:
+        config: what `read_config` gave.
+        stop: set it (from a signal handler, say) to make the line finish its part, drain and leave.
+        max_parts: leave after that many parts.
+
+    Raises:
+        AgentError: something can't be opened; or JournalError: verdicts can't be made durable any more.
+    """
+    with contextlib.ExitStack() as stack:
+        bundle = open_bundle(config.bundle)
+        engine = open_engine(bundle, config.engine)
+        stack.callback(engine.close)
+        inspector = Inspector(bundle, engine)
+        journal = Journal.open(
+            config.journal, state_dir=config.state_dir, station=config.station, clock_state=clock_synced
+        )
+        stack.callback(journal.close)
+        camera = open_camera(config.camera, trigger=config.trigger, is_judged=journal.is_judged)
+        stack.callback(camera.close)
+        face = _Face(config, bundle, engine.name, journal)
+        publisher = stack.enter_context(_publishing(config, journal, face))
+        heartbeat = Heartbeat(stuck_s=config.watchdog.stuck_s)
+        station = Station(
+            trigger=open_trigger(config.trigger, camera),
+            camera=camera,
+            inspector=inspector,
+            policy=Policy(policy_limits(config, bundle)),
+            journal=journal,
+            beat=heartbeat.beat,
+            camera_changed=lambda reason: face.camera_changed(reason, publisher),
+        )
+        log_event(log, "ready", station=config.station, bundle=inspector.bundle_ref.name, engine=engine.name)
+        notify("READY=1", f"STATUS={bundle.manifest.name} on {engine.name}")
+        judged = station.run(stop, max_parts)
+        notify("STOPPING=1")
+        journal.flush()
+        if publisher is not None and not stop.is_set():
+            _drain(publisher, journal, stop, heartbeat)
+        summary = Summary(
+            judged=judged, by_decision=dict(journal.stats().by_decision), unsent=journal.outbox.depth()
+        )
+    log_event(log, "stopped", judged=summary.judged, unsent=summary.unsent, **summary.by_decision)
+    return summary
+
+
+@contextlib.contextmanager
+def _publishing(config: AgentConfig, journal: Journal, face: _Face) -> Iterator[Publisher | None]:
+    if config.mqtt is None:
+        yield None
+        return
+    publisher = Publisher(
+        config.mqtt, journal.outbox, station=config.station, status=face.status, metrics=face.metrics
+    )
+    publisher.start()
+    try:
+        yield publisher
+    finally:
+        publisher.stop(DRAIN_AT_STOP_S)
+
+
+def _drain(publisher: Publisher, journal: Journal, stop: threading.Event, heartbeat: Heartbeat) -> None:
+    """Let a finite run's last messages out, as long as the broker takes them."""
+    deadline = time.monotonic() + DRAIN_AT_END_S
+    while publisher.connected and journal.outbox.depth() and time.monotonic() < deadline and not stop.wait(0.05):
+        heartbeat.beat()
+
+
+class _Face:
+    """What the station says of itself: status and metrics."""
+
+    def __init__(self, config: AgentConfig, bundle: Bundle, engine: str, journal: Journal) -> None:
+        self._config, self._bundle, self._engine, self._journal = config, bundle, engine, journal
+        self._since = self._started = Stamp.now()
+        self._fault: str | None = None
+
+    def camera_changed(self, reason: str | None, publisher: Publisher | None) -> None:
+        """Tell the plant once that the camera is lost, and once that it is back."""
+        self._fault, self._since = reason, Stamp.now()
+        name = self._config.camera.name
+        if reason is None:
+            self._journal.event("camera_found", "info", f"camera {name} delivers again", camera=name)
+            log_event(log, "camera_found", camera=name)
+        else:
+            self._journal.event("camera_lost", "alarm", f"camera {name}: {reason}", camera=name)
+            log_event(log, "camera_lost", logging.ERROR, camera=name, reason=reason)
+        if publisher is not None:
+            publisher.status_changed()
+
+    def status(self) -> StatusMessage:
+        """The retained status as it is now."""
+        fault = self._fault
+        return StatusMessage(
+            station=self._config.station,
+            state="online" if fault is None else "degraded",
+            reason="running" if fault is None else f"camera {self._config.camera.name}: {fault}",
+            since=rfc3339(self._since.utc_ms),
+            time=rfc3339(Stamp.now().utc_ms),
+            boot=self._journal.boot,
+            version=__version__,
+            bundle=f"{self._bundle.manifest.name}-{self._bundle.manifest.version}",
+            bundle_digest=self._bundle.digest,
+            engine=self._engine,
+            counters=dict(self._journal.stats().by_decision),
+        )
+
+    def metrics(self) -> MetricsMessage:
+        """The numbers of the moment."""
+        stats, now = self._journal.stats(), Stamp.now()
+        return MetricsMessage(
+            station=self._config.station,
+            time=rfc3339(now.utc_ms),
+            uptime_s=round((now.mono_ns - self._started.mono_ns) / 1e9, 1),
+            counters=dict(stats.by_decision),
+            outbox=stats.outbox,
+            journal_pending=stats.pending,
+            evidence_bytes=stats.evidence_bytes,
+            disk_free_bytes=shutil.disk_usage(self._config.state_dir).free,
+        )

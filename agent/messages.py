@@ -1,0 +1,219 @@
+"""The payloads of the wire as frozen types: what SCADA, MES and historians read.
+
+One verdict is one flat JSON object under 4 kB (PLC libraries stop there), scalars at the top. A field is only ever
+added, never renamed; `schema` says which set this is. A register that reads zero never means ok: codes start at 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from typing import Any, Literal
+
+__all__ = [
+    "MAX_VERDICT_BYTES",
+    "EventMessage",
+    "FindingMessage",
+    "ImageRef",
+    "MetricsMessage",
+    "Milliseconds",
+    "StatusMessage",
+    "VerdictMessage",
+    "rfc3339",
+    "to_json",
+]
+
+MAX_VERDICT_BYTES = 4096
+"""CODESYS's MQTT library takes payloads up to 4,096 bytes by default (MQTTParam, see shared notes on MQTT, section 1)."""
+
+StatusState = Literal["online", "offline", "degraded"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FindingMessage:
+    """One finding. `box` is x, y, width, height in pixels of the frame, or null for the whole picture."""
+
+    class_: str
+    score: float
+    box: tuple[float, float, float, float] | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRef:
+    """Where the picture of a flagged part is; the picture itself comes on `topic`."""
+
+    id: str
+    sha256: str
+    bytes: int
+    topic: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Milliseconds:
+    """What the part's way through the agent took, per stage."""
+
+    capture: float
+    preprocess: float
+    infer: float
+    decide: float
+    total: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictMessage:
+    """`ROOT/verdict`, QoS 1, one per part.
+
+    Attributes:
+        schema: 1.
+        rec: record number, gapless per journal, never reused: a consumer removes repeats and finds gaps by it.
+        boot: which start of the agent wrote it (eight hex digits).
+        id: UUIDv7 of the verdict.
+        part: the plant's name for the part.
+        station: ROOT.
+        time: RFC 3339 UTC with milliseconds, the moment of exposure (of the trigger when there was none).
+        time_ms: the same in milliseconds since 1970.
+        mono_ns: the same on the monotonic clock of this boot.
+        clock: `synced`, `unsynced` or `unknown`.
+        decision: `ok`, `defect`, `review` or `error`.
+        code: 1 ok, 2 defect, 3 review, 4 error; 0 is never sent.
+        quality: 192 good, 64 uncertain, 0 bad (OPC).
+        reason: in words.
+        class_: on the wire `class`; the class that decided, or null.
+        score: defect score, 0 to 1, or null.
+        threshold: the limit that it was compared with, or null.
+        uncertainty: 0 sure to 1 no idea, or null.
+        recipe: the recipe's name, or null.
+        bundle: name-version.
+        bundle_digest: SHA-256 of the manifest, hex.
+        engine: in words.
+        n_findings: how many findings there are; `findings` may hold fewer to stay under 4 kB.
+        findings: the foremost ones.
+        image: reference to the flagged picture, or null.
+        ms: milliseconds per stage.
+        chain: hash of this record and the chain before it (hex), or null until the journal keeps one.
+        replayed: true when sent again on request.
+    """
+
+    schema: int = 1
+    rec: int
+    boot: str
+    id: str
+    part: str
+    station: str
+    time: str
+    time_ms: int
+    mono_ns: int
+    clock: str
+    decision: str
+    code: int
+    quality: int
+    reason: str
+    class_: str | None
+    score: float | None
+    threshold: float | None
+    uncertainty: float | None
+    recipe: str | None
+    bundle: str
+    bundle_digest: str
+    engine: str
+    n_findings: int
+    findings: tuple[FindingMessage, ...]
+    image: ImageRef | None
+    ms: Milliseconds
+    chain: str | None = None
+    replayed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StatusMessage:
+    """`ROOT/status`, QoS 1, retained; `offline` is also the last will."""
+
+    schema: int = 1
+    station: str
+    state: StatusState
+    reason: str
+    since: str
+    time: str
+    boot: str
+    version: str
+    bundle: str | None
+    bundle_digest: str | None
+    engine: str | None
+    counters: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EventMessage:
+    """`ROOT/event`, QoS 1: something that a person should know of.
+
+    Attributes:
+        event: its name, for example `camera_lost`, `evidence_dropped`, `clock_jumped`.
+        severity: `info`, `warning` or `alarm`.
+        text: what happened, in words.
+        data: numbers and names that go with it.
+    """
+
+    schema: int = 1
+    station: str
+    event: str
+    severity: Literal["info", "warning", "alarm"]
+    text: str
+    time: str
+    time_ms: int
+    data: dict[str, str | int | float | bool | None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsMessage:
+    """`ROOT/metrics`, QoS 0, every few seconds."""
+
+    schema: int = 1
+    station: str
+    time: str
+    uptime_s: float
+    counters: dict[str, int]
+    outbox: int
+    journal_pending: int
+    evidence_bytes: int
+    disk_free_bytes: int
+
+
+Message = VerdictMessage | StatusMessage | EventMessage | MetricsMessage
+
+
+def rfc3339(utc_ms: int) -> str:
+    """`1791191643127` as `2026-10-05T09:14:03.127Z`."""
+    moment = datetime.datetime.fromtimestamp(utc_ms // 1000, tz=datetime.timezone.utc)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{utc_ms % 1000:03d}Z"
+
+
+def to_json(message: Message) -> bytes:
+    """Write a message as compact UTF-8 JSON; `class_` becomes `class`, NaN is refused.
+
+    A verdict over `MAX_VERDICT_BYTES` first loses findings from the end, then the end of its reason: the decision
+    and its numbers always fit.
+    """
+    data = _renamed(dataclasses.asdict(message))
+    payload = _dump(data)
+    while isinstance(message, VerdictMessage) and len(payload) > MAX_VERDICT_BYTES:
+        if data["findings"]:
+            data["findings"] = data["findings"][: len(data["findings"]) // 2]
+        elif len(data["reason"]) > 80:
+            data["reason"] = data["reason"][: len(data["reason"]) // 2] + "…"
+        else:
+            break
+        payload = _dump(data)
+    return payload
+
+
+def _dump(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _renamed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key.removesuffix("_"): _renamed(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_renamed(item) for item in value]
+    return value
