@@ -36,8 +36,8 @@ __all__ = ["Summary", "policy_limits", "run_station"]
 DRAIN_AT_STOP_S = 3.0
 """How long a stop waits for the broker: with everything else a stop stays under five seconds."""
 
-DRAIN_AT_END_S = 60.0
-"""How long the end of a finite source waits for the broker, as long as messages still move."""
+DRAIN_PATIENCE_S = 5.0
+"""How long the end of a finite source waits for the next message to leave before it leaves the rest on disk."""
 
 log = logging.getLogger("agent.app")
 
@@ -100,13 +100,13 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
             beat=heartbeat.beat,
             camera_changed=lambda reason: face.camera_changed(reason, publisher),
         )
-        log_event(log, "ready", station=config.station, bundle=inspector.bundle_ref.name, engine=engine.name)
+        log_event(log, "ready", station=config.station, bundle=inspector.ref.name, engine=engine.name)
         notify("READY=1", f"STATUS={bundle.manifest.name} on {engine.name}")
         judged = station.run(stop, max_parts)
         notify("STOPPING=1")
         journal.flush()
         if publisher is not None and not stop.is_set():
-            _drain(publisher, journal, stop, heartbeat)
+            _drain(journal, stop, heartbeat)
         summary = Summary(
             judged=judged, by_decision=dict(journal.stats().by_decision), unsent=journal.outbox.depth()
         )
@@ -120,7 +120,12 @@ def _publishing(config: AgentConfig, journal: Journal, face: _Face) -> Iterator[
         yield None
         return
     publisher = Publisher(
-        config.mqtt, journal.outbox, station=config.station, status=face.status, metrics=face.metrics
+        config.mqtt,
+        journal.outbox,
+        station=config.station,
+        status=face.status,
+        metrics=face.metrics,
+        tell_event=journal.event,
     )
     publisher.start()
     try:
@@ -129,11 +134,13 @@ def _publishing(config: AgentConfig, journal: Journal, face: _Face) -> Iterator[
         publisher.stop(DRAIN_AT_STOP_S)
 
 
-def _drain(publisher: Publisher, journal: Journal, stop: threading.Event, heartbeat: Heartbeat) -> None:
-    """Let a finite run's last messages out, as long as the broker takes them."""
-    deadline = time.monotonic() + DRAIN_AT_END_S
-    while publisher.connected and journal.outbox.depth() and time.monotonic() < deadline and not stop.wait(0.05):
+def _drain(journal: Journal, stop: threading.Event, heartbeat: Heartbeat) -> None:
+    """Let a finite run's last messages out, as long as they move; what stays is on disk and goes out another time."""
+    left, moved_at = journal.outbox.depth(), time.monotonic()
+    while left and time.monotonic() - moved_at < DRAIN_PATIENCE_S and not stop.wait(0.02):
         heartbeat.beat()
+        if (now_left := journal.outbox.depth()) < left:
+            left, moved_at = now_left, time.monotonic()
 
 
 class _Face:

@@ -16,9 +16,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
-
 from agent.errors import ConfigError
+from agent.yaml_file import HINT, read_yaml, shown
 
 __all__ = [
     "AgentConfig",
@@ -42,7 +41,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-MAX_CONFIG_BYTES = 1_000_000
 
 
 def _key(
@@ -305,6 +303,17 @@ class AgentConfig:
         low, high = self.policy.review_above, self.policy.defect_above
         if low is not None and high is not None and low > high:
             raise ConfigError(f"policy.review_above: got {low}, expected at most policy.defect_above ({high})")
+        if isinstance(self.camera, OpenCvCameraConfig) and isinstance(self.trigger, FrameTriggerConfig):
+            self._leave_time_for(self.camera)
+
+    def _leave_time_for(self, camera: OpenCvCameraConfig) -> None:
+        """With one part per frame the line itself waits for the camera; the watchdog must not take that for stuck."""
+        wait_s = (camera.open_timeout_ms + camera.read_timeout_ms) / 1000
+        if wait_s > self.watchdog.stuck_s:
+            raise ConfigError(
+                f"watchdog.stuck_s: got {self.watchdog.stuck_s:g}, expected at least {wait_s:g}: with one part per "
+                "frame the line may wait for camera.open_timeout_ms and camera.read_timeout_ms together"
+            )
 
 
 def read_config(path: Path) -> AgentConfig:
@@ -314,42 +323,6 @@ def read_config(path: Path) -> AgentConfig:
         ConfigError: the file can't be read, is no YAML, or holds a key, type or value that we don't know.
     """
     return config_from_mapping(AgentConfig, read_yaml(path), source=path)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; tags that would build objects are refused, and so are keys that stand twice.
-
-    Raises:
-        ConfigError: the file can't be read, is too large, or is no YAML mapping.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror})") from error
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, this is no configuration")
-    try:
-        raw = yaml.load(data, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader that also refuses repeated keys
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not YAML ({problem})") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: got {type(raw).__name__}, expected keys and values")
-    return raw
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key which stands twice: YAML would silently take the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
 
 
 def config_from_mapping(cls: type[T], raw: dict[str, Any], *, source: Path) -> T:
@@ -380,7 +353,7 @@ class _Reader:
 
     def build(self, cls: type[T], raw: Any, where: str) -> T:
         if not isinstance(raw, dict):
-            self._refuse(where, f"got {_shown(raw)}, expected keys and values")
+            self._refuse(where, f"got {shown(raw)}, expected keys and values")
         hints = typing.get_type_hints(cls)
         fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for key in raw:
@@ -399,16 +372,20 @@ class _Reader:
         if origin in (Union, types.UnionType):
             return self._union(get_args(hint), raw, where, meta)
         if origin is Literal:
-            if raw not in get_args(hint) or isinstance(raw, bool):
-                self._refuse(where, f"got {_shown(raw)}, expected one of {', '.join(map(str, get_args(hint)))}")
-            return raw
+            return self._choice(get_args(hint), raw, where)
         if origin is tuple:
             if not isinstance(raw, list):
-                self._refuse(where, f"got {_shown(raw)}, expected a list")
+                self._refuse(where, f"got {shown(raw)}, expected a list")
             return tuple(self._value(get_args(hint)[0], item, f"{where}[{i}]", meta) for i, item in enumerate(raw))
         if dataclasses.is_dataclass(hint):
             return self.build(typing.cast("type[Any]", hint), raw, where)
         return self._scalar(hint, raw, where, meta)
+
+    def _choice(self, choices: tuple[Any, ...], raw: Any, where: str) -> Any:
+        if raw not in choices or isinstance(raw, bool):
+            quoted = f' (in quotes: "{raw}")' if isinstance(raw, (int, float)) and str(raw) in choices else ""
+            self._refuse(where, f"got {shown(raw)}, expected one of {', '.join(map(str, choices))}{quoted}")
+        return raw
 
     def _union(self, options: tuple[Any, ...], raw: Any, where: str, meta: Any) -> Any:
         if raw is None and type(None) in options:
@@ -417,40 +394,39 @@ class _Reader:
         if len(options) == 1:
             return self._value(options[0], raw, where, meta)
         if not isinstance(raw, dict):
-            self._refuse(where, f"got {_shown(raw)}, expected keys and values")
+            self._refuse(where, f"got {shown(raw)}, expected keys and values")
         kinds = {get_args(typing.get_type_hints(o)["kind"])[0]: o for o in options}
         kind = raw.get("kind")
-        if kind not in kinds:
-            self._refuse(f"{where}.kind", f"got {_shown(kind)}, expected one of {', '.join(kinds)}")
+        if not isinstance(kind, str) or kind not in kinds:
+            self._refuse(f"{where}.kind", f"got {shown(kind)}, expected one of {', '.join(kinds)}")
         return self.build(kinds[kind], raw, where)
 
     def _scalar(self, hint: Any, raw: Any, where: str, meta: Any) -> Any:
         if hint is Path:
             return self._path(raw, where)
-        if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
-            raw = float(raw)
-        if not isinstance(raw, hint) or (hint is not bool and isinstance(raw, bool)):
-            self._refuse(where, f"got {_shown(raw)}, expected {_WORDS.get(hint, hint.__name__)}")
+        number = hint is float and isinstance(raw, int) and not isinstance(raw, bool)
+        if not number and (not isinstance(raw, hint) or (hint is not bool and isinstance(raw, bool))):
+            self._refuse(where, f"got {shown(raw)}, expected {_WORDS.get(hint, hint.__name__)}{_quotes(hint, raw)}")
         low, high, pattern = meta.get("low"), meta.get("high"), meta.get("pattern")
         if isinstance(raw, float) and not math.isfinite(raw):
             self._refuse(where, f"got {raw}, expected a finite number")
         if (low is not None and raw < low) or (high is not None and raw > high):
-            self._refuse(where, f"got {raw}, expected {low:g} to {high:g}")
+            self._refuse(where, f"got {shown(raw)}, expected {low:.10g} to {high:.10g}")
         if pattern is not None and not re.fullmatch(pattern, raw):
-            self._refuse(where, f"got {_shown(raw)}, expected the form {pattern}")
-        return raw
+            self._refuse(where, f"got {shown(raw)}, expected the form {pattern}")
+        return float(raw) if number else raw  # only now: a whole number of 400 digits is no float
 
     def _path(self, raw: Any, where: str) -> Path:
         if not isinstance(raw, str) or not raw or "\x00" in raw:
-            self._refuse(where, f"got {_shown(raw)}, expected a path")
-        return (self._source.parent / Path(raw).expanduser()).absolute()
+            self._refuse(where, f"got {shown(raw)}, expected a path")
+        try:
+            return (self._source.parent / Path(raw).expanduser()).absolute()
+        except RuntimeError:  # ~somebody
+            self._refuse(where, f"got {shown(raw)}, expected a path (there is no such user)")
 
     def _refuse(self, where: str, problem: str, suggestion: str = "") -> typing.NoReturn:
         place = where or "the top level"
-        raise ConfigError(
-            f"{self._source}: {place}: {problem}{suggestion}",
-            hint="configs/agent.reference.yaml holds every key; `defect-agent check --config FILE` checks a file",
-        )
+        raise ConfigError(f"{self._source}: {place}: {problem}{suggestion}", hint=HINT)
 
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -461,10 +437,12 @@ def _join(where: str, key: object) -> str:
 
 
 def _did_you_mean(key: str, where: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [k for k in known if key and k.startswith(key)]
     return f" (did you mean {_join(where, near[0])}?)" if near else f" (known here: {', '.join(known)})"
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _quotes(hint: Any, raw: Any) -> str:
+    """The remedy for `source: 0` and `recipe: no`, which YAML reads as a number and as false."""
+    if hint is not str or raw is None or isinstance(raw, (list, dict)):
+        return ""
+    return " (in quotes)" if isinstance(raw, bool) or not isinstance(raw, (int, float)) else f' (in quotes: "{raw}")'

@@ -123,7 +123,7 @@ class Station:
                     part=part,
                     frame=None,
                     fault=fault,
-                    bundle=self._inspector.bundle_ref,
+                    bundle=self._inspector.ref,
                     engine=self._inspector.engine_name,
                 )
             )

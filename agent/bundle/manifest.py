@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -34,6 +35,9 @@ SCHEMA = 1
 Task = Literal["classify", "detect"]
 Severity = Literal["ok", "minor", "major", "critical"]
 Resize = Literal["stretch", "letterbox"]
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+"""What name and version are made of: they become a file name, a field of every message and a word in every log line."""
+
 Json = Any
 """Whatever JSON can hold; metrics and provenance are for people and reports, the agent does not read them."""
 
@@ -73,6 +77,12 @@ class ClassSpec:
 
     name: str
     severity: Severity
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.name) <= 80 or not self.name.isprintable():
+            raise BundleError(
+                f"manifest.json: classes: got the name {_shown(self.name)}, expected 1 to 80 printable characters"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +132,8 @@ class Manifest:
 
     Attributes:
         schema: version of this format.
-        name: the bundle's name, for example `neu`.
-        version: the maker's version, for example `1.2.0`.
+        name: the bundle's name, for example `neu`: letters, digits, `_`, `.` and `-`, 64 at most.
+        version: the maker's version, for example `1.2.0`; the same letters.
         task: `classify` or `detect`.
         input: the one input.
         classes: in the order of the outputs; at least two, names differ.
@@ -157,6 +167,11 @@ class Manifest:
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for key in ("name", "version"):
+            if not re.fullmatch(NAME_PATTERN, getattr(self, key)):
+                raise BundleError(
+                    f"manifest.json: {key}: got {_shown(getattr(self, key))}, expected the form {NAME_PATTERN}"
+                )
         if len(self.classes) < 2:
             raise BundleError(f"manifest.json: classes: got {len(self.classes)}, expected at least 2")
         names = [c.name for c in self.classes]
@@ -195,7 +210,9 @@ def manifest_from_json(data: bytes) -> Manifest:
         BundleError: not JSON, another schema, an unknown or missing key, a wrong type or value; the key is named.
     """
     try:
-        raw = json.loads(data)
+        raw = json.loads(data, object_pairs_hook=_object)
+        # What can be read but not written again would fail later, where it hurts: NaN, 1e999, half a surrogate pair.
+        json.dumps(raw, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BundleError(f"manifest.json: not JSON ({error})") from error
     if not isinstance(raw, dict):
@@ -211,8 +228,18 @@ def manifest_from_json(data: bytes) -> Manifest:
     return _manifest(raw)
 
 
+def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    """A JSON object whose keys differ; of two equal ones each reader would believe another."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+    return found
+
+
 def _manifest(raw: dict[str, Json]) -> Manifest:
-    _keys("", raw, Manifest, required={"name", "version", "task", "input", "classes", "outputs", "graphs"})
+    required = {"name", "version", "task", "input", "classes", "outputs", "graphs", "cpu_graph"}
+    _keys("", raw, Manifest, required=required)
     classes = _typed("classes", raw["classes"], list)
     return Manifest(
         schema=raw["schema"],
@@ -225,7 +252,7 @@ def _manifest(raw: dict[str, Json]) -> Manifest:
         ),
         outputs=_flat("outputs", raw["outputs"], Outputs, required=set()),
         graphs=_strings("graphs", raw["graphs"]),
-        cpu_graph=_typed("cpu_graph", raw.get("cpu_graph"), str),
+        cpu_graph=_typed("cpu_graph", raw["cpu_graph"], str),
         policy=_flat("policy", raw.get("policy", {}), PolicySpec, required=set()),
         temperature=_number("temperature", raw.get("temperature", 1.0)),
         gate_passed=_typed("gate_passed", raw.get("gate_passed", True), bool),
@@ -282,7 +309,10 @@ def _typed(where: str, value: Json, expected: type[Any]) -> Any:
 def _number(where: str, value: Json) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BundleError(f"manifest.json: {where}: got {_shown(value)}, expected a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise BundleError(f"manifest.json: {where}: got a number with too many digits") from error
 
 
 def _one_of(where: str, value: Json, literal: Any) -> Any:

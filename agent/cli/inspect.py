@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def _overlay(verdict: Any, target: Path | None, *, many: bool) -> Path | None:
     if target is None or verdict.inspection.frame is None:
         return None
-    from agent.overlay import draw_verdict, write_picture
+    from agent.overlay import draw_overlay
 
     source = Path(verdict.inspection.part.id)
     is_folder = many or not target.suffix

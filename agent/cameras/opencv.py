@@ -1,0 +1,344 @@
+"""Video files, RTSP and HTTP streams, and USB cameras, through OpenCV."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import re
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from agent.cameras.decode import path_in_words
+from agent.config import OpenCvCameraConfig
+from agent.errors import CameraError
+from agent.frame import BgrImage, Fault, Frame, Part, Stamp
+from agent.log import log_event
+
+__all__ = ["OpenCvCamera", "url_without_secrets"]
+
+STREAMS = ("rtsp", "rtsps", "http", "https", "udp", "rtp", "rtmp", "srt", "tcp")
+
+log = logging.getLogger("agent.cameras.opencv")
+
+
+class OpenCvCamera:
+    """One `cv2.VideoCapture`, opened again when a live source goes away.
+
+    A video file is a finite source: every frame is given, then it has ended. One that stops before the number of
+    frames that its header promises gives one fault for that, then ends. It must open and hold a frame.
+
+    A stream or a device is a live source: when it delivers nothing for `read_timeout_ms`, ends or breaks off, it is
+    `lost`, and opened again after `reopen_s`, then twice that, up to eight times that, until a frame comes. Frames are
+    given in the order in which they arrive; what a slow line leaves waiting grows old in the buffers of network and
+    driver (a driver is asked for one buffer). Free run reads all the time and so never sees an old one.
+
+    `poll` blocks in OpenCV, which can't be interrupted: up to `read_timeout_ms` for a frame, up to `open_timeout_ms`
+    for a try to open a stream again. For V4L2 devices OpenCV takes the first such time of a process, rounded up to
+    seconds; a driver that hangs elsewhere is what the watchdog is for.
+
+    A frame that was damaged on its way is dropped by FFMPEG (MJPEG) or patched up from its neighbours (H.264, H.265);
+    OpenCV tells of neither. Use TCP for RTSP, which is what OpenCV does when nothing else is asked.
+
+    Args:
+        config: the source and its time limits.
+        clock: seconds, monotonic; decides when a lost camera is opened again.
+
+    Raises:
+        CameraError: the source can't be opened at the start.
+    """
+
+    def __init__(self, config: OpenCvCameraConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._source = _source_from_text(config.source)
+        self._closed = threading.Event()
+        self._ended = False
+        self._lost: str | None = None
+        self._sequence = 0
+        self._size: tuple[int, int] | None = None
+        self._waiting: _Grabbed | str | None = None  # a grabbed frame, or why there is none: for the next read
+        self._wait_s = config.reopen_s
+        self._retry_at = 0.0
+        if self._source.kind != "device" and (config.width_px or config.height_px or config.fps):
+            raise CameraError(
+                f"{self._source.shown}: width_px, height_px and fps can only be asked of a device",
+                hint="remove them, and set size and rate where the stream or the file is made",
+            )
+        _quiet_libraries(config)
+        self._capture = _open_capture(self._source, config)
+        if self._capture is None:
+            raise _why_not_open(self._source, config)
+        if self._source.kind == "file" and not self.poll(0):
+            raise CameraError(f"{self._source.shown}: opens as a video but holds no frame", hint=_FILE_HINT)
+
+    @property
+    def name(self) -> str:
+        """The configured name."""
+        return self._config.name
+
+    @property
+    def upcoming(self) -> str | None:
+        """None: a live picture has no name of its own."""
+        return None
+
+    @property
+    def ended(self) -> bool:
+        """The video file is at its end; a live source never ends, it is lost."""
+        return self._closed.is_set() or (self._ended and self._waiting is None)
+
+    @property
+    def lost(self) -> str | None:
+        """Why a live source does not deliver, until it does again."""
+        return self._lost
+
+    def poll(self, timeout_s: float) -> bool:
+        """Grab the next frame, unless one waits; opens a lost source again when that is due."""
+        if self._waiting is not None:
+            return not self._closed.is_set()
+        if self.ended:
+            return False
+        if self._capture is None:
+            self._reopen(timeout_s)
+        if self._capture is None or self._closed.is_set():
+            return False
+        started_ns = time.monotonic_ns()
+        if _grab(self._capture):
+            self._grabbed(started_ns)
+        elif self._source.kind == "file":
+            self._finish(self._capture)
+        else:
+            took_ms = (time.monotonic_ns() - started_ns) / 1e6
+            silent = took_ms >= 0.9 * self._config.read_timeout_ms
+            self._lose(f"no frame for {took_ms:,.0f} ms" if silent else "it ended, or the connection broke")
+        return self._waiting is not None
+
+    def read(self, part: Part) -> Frame | Fault:
+        """Decode the grabbed frame; without one, wait for one as long as `read_timeout_ms`."""
+        if self._waiting is None:
+            self.poll(self._config.read_timeout_ms / 1000)
+        waiting, self._waiting = self._waiting, None
+        if not isinstance(waiting, _Grabbed) or self._capture is None or self._closed.is_set():
+            reason = waiting or self._lost or f"{self._source.shown}: there is no frame"
+            return Fault(part=part, stage="capture", reason=str(reason))
+        started_ns = time.monotonic_ns()
+        image = _retrieve(self._capture)
+        if image is None:
+            reason = f"{self._source.shown}: frame {waiting.sequence} can't be decoded"
+            return Fault(part=part, stage="capture", reason=reason)
+        self._note_size(image)
+        return Frame(
+            part=part,
+            image=image,
+            camera=self.name,
+            source=self._source.shown,
+            sequence=waiting.sequence,
+            captured=waiting.at,
+            capture_ms=waiting.cost_ms + (time.monotonic_ns() - started_ns) / 1e6,
+        )
+
+    def close(self) -> None:
+        """Release the device or file."""
+        self._closed.set()
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
+
+    def _grabbed(self, started_ns: int) -> None:
+        self._sequence += 1
+        at = Stamp.now()
+        # Waiting for a live source to expose is no cost; a file only ever decodes.
+        cost_ms = (at.mono_ns - started_ns) / 1e6 if self._source.kind == "file" else 0.0
+        self._waiting = _Grabbed(self._sequence, at, cost_ms)
+        self._lost, self._wait_s = None, self._config.reopen_s
+
+    def _finish(self, capture: cv2.VideoCapture) -> None:
+        self._ended = True
+        promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        # Where a container does not count its frames FFMPEG estimates: one frame or one percent may be missing.
+        if 0 < self._sequence < promised - max(1, promised // 100):
+            self._waiting = (
+                f"{self._source.shown}: the video stops after {self._sequence} of {promised} frames, "
+                "it is cut off or damaged there"
+            )
+
+    def _lose(self, reason: str) -> None:
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
+        self._lost = f"{self._source.shown}: {reason}"
+        self._retry_at = self._clock() + self._wait_s
+        self._wait_s = min(2 * self._wait_s, 8 * self._config.reopen_s)
+
+    def _reopen(self, timeout_s: float) -> None:
+        """Open a lost source again if that is due within the time."""
+        early_s = self._retry_at - self._clock()
+        if early_s > 0:
+            self._closed.wait(min(early_s, timeout_s))
+        if early_s > timeout_s or self._closed.is_set():
+            return
+        self._capture = _open_capture(self._source, self._config)
+        if self._capture is None:
+            self._lose(_why_not_open(self._source, self._config).message.removeprefix(f"{self._source.shown}: "))
+
+    def _note_size(self, image: BgrImage) -> None:
+        size = (image.shape[1], image.shape[0])
+        if self._size is not None and size != self._size:
+            fields = {"was": "{}x{}".format(*self._size), "now": "{}x{}".format(*size)}
+            log_event(log, "frame_size_changed", logging.WARNING, camera=self.name, **fields)
+        self._size = size
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Grabbed:
+    """A frame that is in OpenCV's hands."""
+
+    sequence: int
+    at: Stamp
+    cost_ms: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    """What to open, and what to call it where others read."""
+
+    kind: Literal["device", "stream", "file"]
+    target: str
+    shown: str
+
+
+def url_without_secrets(url: str) -> str:
+    """A URL as it may be logged: no user, no password, no values of telling query keys."""
+    url = re.sub(r"://.*@", "://***@", url)  # to the last @: better too much than half a password with a / in it
+    return re.sub(r"(?i)([?&][^=&]*(?:pass|pwd|user|token|key|secret|auth|sig)[^=&]*=)[^&#]*", r"\1***", url)
+
+
+def _source_from_text(text: str) -> _Source:
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if text.isascii() and text.isdigit():
+        return _Source("device", f"/dev/video{int(text)}", f"/dev/video{int(text)}")
+    if text.startswith("/dev/"):
+        return _Source("device", text, text)
+    if scheme is None:
+        return _Source("file", text, path_in_words(Path(text)))
+    if scheme.group(1).lower() in STREAMS:
+        return _Source("stream", text, url_without_secrets(text))
+    raise CameraError(
+        f"{url_without_secrets(text)}: {scheme.group(1)}:// is no stream that we know",
+        hint=f"camera.source is a device, the path of a video file, or a URL that begins with {', '.join(STREAMS)}",
+    )
+
+
+def _quiet_libraries(config: OpenCvCameraConfig) -> None:
+    """Keep FFMPEG and OpenCV from writing to stderr, where FFMPEG would show passwords, and bound V4L2's waits.
+
+    OpenCV reads these variables when it opens its first source; who set them before keeps what was set.
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
+    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(math.ceil(config.read_timeout_ms / 1000)))
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+
+
+def _open_capture(source: _Source, config: OpenCvCameraConfig) -> cv2.VideoCapture | None:
+    """An opened capture, or None; OpenCV gives no reasons."""
+    limits = [
+        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, config.open_timeout_ms),
+        *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, config.read_timeout_ms),
+    ]
+    try:
+        if source.kind == "device":
+            # A stable name under /dev/v4l is a link, which may point elsewhere after the camera was plugged in again.
+            capture = cv2.VideoCapture(os.path.realpath(source.target), cv2.CAP_V4L2)
+            _ask_device(capture, config)
+        else:
+            capture = cv2.VideoCapture(source.target, cv2.CAP_FFMPEG, limits)
+    except cv2.error:
+        return None
+    if capture.isOpened():
+        return capture
+    capture.release()
+    return None
+
+
+def _ask_device(capture: cv2.VideoCapture, config: OpenCvCameraConfig) -> None:
+    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+    for key, value in (
+        (cv2.CAP_PROP_FRAME_WIDTH, config.width_px),
+        (cv2.CAP_PROP_FRAME_HEIGHT, config.height_px),
+        (cv2.CAP_PROP_FPS, config.fps),
+    ):
+        if value:
+            capture.set(key, value)
+
+
+def _grab(capture: cv2.VideoCapture) -> bool:
+    try:
+        return bool(capture.grab())
+    except cv2.error:
+        return False
+
+
+def _retrieve(capture: cv2.VideoCapture) -> BgrImage | None:
+    """The grabbed frame as a new (H, W, 3) uint8 array."""
+    try:
+        good, image = capture.retrieve()
+    except cv2.error:
+        return None
+    if not good or image is None or image.dtype != np.uint8 or not image.size:
+        return None
+    if image.ndim == 2:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    return np.ascontiguousarray(image, dtype=np.uint8) if image.shape[2] == 3 else None
+
+
+_RIGHTS_HINTS = {
+    "device": "add the user that runs the agent to the group `video`",
+    "file": "give the user that runs the agent the right to read it (chmod, chown)",
+}
+_FILE_HINT = "`ffprobe FILE` tells what is in it; `ffmpeg -i FILE -c:v mjpeg -q:v 2 NEW.avi` makes one that can be read"
+
+
+def _why_not_open(source: _Source, config: OpenCvCameraConfig) -> CameraError:
+    if source.kind == "stream":
+        return CameraError(
+            f"{source.shown}: can't be opened within {config.open_timeout_ms:,} ms: nobody answers at that address, "
+            "the path is wrong, the login is refused, or what comes is no video",
+            hint="check that the camera is on and reachable; `ffplay URL` on this machine must show its picture",
+        )
+    path = Path(source.target)
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return CameraError(f"{source.shown}: no such {source.kind}", hint=_hint_for_missing(source))
+    except OSError as error:
+        return CameraError(f"{source.shown}: may not be read ({error.strerror})", hint=_RIGHTS_HINTS[source.kind])
+    if not os.access(path, os.R_OK, effective_ids=True):
+        return CameraError(f"{source.shown}: may not be read by this user", hint=_RIGHTS_HINTS[source.kind])
+    if source.kind == "device":
+        return CameraError(
+            f"{source.shown}: is no video device that delivers pictures, or another program holds it",
+            hint="`v4l2-ctl --list-devices` shows the devices, `fuser -v DEVICE` shows who holds one",
+        )
+    if stat.S_ISDIR(found.st_mode):
+        return CameraError(f"{source.shown}: is a folder, expected a video", hint="pictures: set camera.kind to folder")
+    problem = "no video that OpenCV can read: another kind of file, cut off before its index, or an unknown codec"
+    return CameraError(f"{source.shown}: is {problem if found.st_size else 'empty (0 bytes)'}", hint=_FILE_HINT)
+
+
+def _hint_for_missing(source: _Source) -> str:
+    if source.kind == "file":
+        return f"check the path; a relative one starts at {Path.cwd()}"
+    present: list[str] = []
+    with contextlib.suppress(OSError):
+        present = sorted(str(p) for p in Path("/dev/v4l/by-id").iterdir())
+    return f"is it plugged in? Present: {', '.join(present) or 'none'}"

@@ -1,0 +1,230 @@
+"""The look before the leap: configuration, disk, clock, bundle, engine, camera and broker, one finding each.
+
+Every check runs even when an earlier one failed, as far as it can; none changes anything but the state directory, which
+it makes when it is absent, as `run` would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from agent.bundle import Bundle, open_bundle
+from agent.cameras import open_camera
+from agent.config import AgentConfig, read_config
+from agent.engines import Engine, open_engine
+from agent.errors import AgentError, ConfigError
+from agent.frame import Fault, Part, Stamp
+from agent.health import clock_synced
+from agent.publisher import probe
+
+__all__ = ["Finding", "check_station"]
+
+Level = Literal["ok", "warn", "fail"]
+
+LOW_DISK_BYTES = 500_000_000
+FIRST_FRAME_S = 5.0
+SLOW_ENGINE_MS = 200.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the check.
+
+    Attributes:
+        subject: what was looked at.
+        level: `ok`, `warn` (runs, but a person should know) or `fail` (won't run right).
+        text: what was found.
+        remedy: what to do; empty when all is well.
+    """
+
+    subject: str
+    level: Level
+    text: str
+    remedy: str = ""
+
+
+def check_station(path: Path, *, with_camera: bool = True, with_broker: bool = True) -> Iterator[Finding]:
+    """Check one station, giving each finding as it is made.
+
+    Args:
+        path: the configuration file.
+        with_camera: open the camera and take one picture; not while the agent itself is running on it.
+        with_broker: connect to the broker.
+    """
+    try:
+        config = read_config(path)
+    except ConfigError as error:
+        yield _failed("config", error, "configs/agent.reference.yaml holds every key")
+        return
+    yield Finding(subject="config", level="ok", text=f"{path}: station {config.station}")
+    yield from _guarded("disk", lambda: _disk(config))
+    yield from _guarded("clock", _clock)
+    yield from _bundle_and_engine(config)
+    if with_camera:
+        yield from _guarded("camera", lambda: _camera(config))
+    if with_broker:
+        yield from _guarded("broker", lambda: _broker(config))
+
+
+def _guarded(subject: str, check: Callable[[], Finding]) -> Iterator[Finding]:
+    try:
+        yield check()
+    except AgentError as error:
+        yield _failed(subject, error, "see the message")
+
+
+def _failed(subject: str, error: AgentError, remedy: str) -> Finding:
+    return Finding(subject=subject, level="fail", text=error.message, remedy=error.hint or remedy)
+
+
+def _disk(config: AgentConfig) -> Finding:
+    where = config.state_dir
+    try:
+        where.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=where) as file:
+            file.write(b"\0")
+            start = time.perf_counter()
+            os.fsync(file.fileno())
+            sync_ms = (time.perf_counter() - start) * 1000
+    except OSError as error:
+        return Finding(
+            subject="disk",
+            level="fail",
+            text=f"{where}: can't be written ({error.strerror})",
+            remedy=f"give the agent's user a directory of its own: install -d -o defect-agent -m 700 {where}",
+        )
+    free, quota = shutil.disk_usage(where).free, config.journal.evidence.quota_mb * 1_000_000
+    text = f"{where}: {free / 1e9:.1f} GB free, one sync to disk takes {sync_ms:.1f} ms"
+    if free < LOW_DISK_BYTES:
+        return Finding(subject="disk", level="fail", text=text, remedy="free some space, or move state_dir")
+    if free < quota:
+        remedy = f"set journal.evidence.quota_mb under {free // 1_000_000} (it is {quota // 1_000_000})"
+        return Finding(subject="disk", level="warn", text=f"{text}, less than the pictures' quota", remedy=remedy)
+    return Finding(subject="disk", level="ok", text=text)
+
+
+def _clock() -> Finding:
+    state = clock_synced()
+    if state == "synced":
+        return Finding(subject="clock", level="ok", text="synchronized")
+    return Finding(
+        subject="clock",
+        level="warn",
+        text=f"{state}: verdicts are marked with it; their order does not depend on it",
+        remedy="timedatectl set-ntp true, with a time server that the plant's network lets through",
+    )
+
+
+def _bundle_and_engine(config: AgentConfig) -> Iterator[Finding]:
+    try:
+        bundle = open_bundle(config.bundle)
+    except AgentError as error:
+        yield _failed("bundle", error, "copy the bundle again")
+        yield Finding(
+            subject="engine", level="fail", text="not tried: there is no bundle", remedy="mend the bundle first"
+        )
+        return
+    manifest = bundle.manifest
+    text = f"{manifest.name}-{manifest.version}, {len(manifest.files)} files verified, digest {bundle.digest[:12]}"
+    if manifest.gate_passed:
+        yield Finding(subject="bundle", level="ok", text=text)
+    else:
+        reasons = "; ".join(manifest.gate_reasons)
+        yield Finding(
+            subject="bundle",
+            level="warn",
+            text=f"{text}; it failed its gate: {reasons}",
+            remedy="defect-opt build says which layers hold it back; raise --max-drop only with your eyes open",
+        )
+    yield from _guarded("engine", lambda: _engine(bundle, config))
+
+
+def _engine(bundle: Bundle, config: AgentConfig) -> Finding:
+    engine = open_engine(bundle, config.engine)
+    try:
+        return _golden(bundle, engine)
+    finally:
+        engine.close()
+
+
+def _golden(bundle: Bundle, engine: Engine) -> Finding:
+    """Replay the golden pictures: the same top class as on the workbench, in a sane time."""
+    goldens = [g for g in bundle.goldens() if "logits" in g.outputs.get(bundle.manifest.cpu_graph, {})]
+    if not goldens:
+        return Finding(subject="engine", level="ok", text=f"{engine.name}; no golden pictures to replay")
+    changed, taken = 0, []
+    for golden in goldens:
+        start = time.perf_counter()
+        logits = engine.infer(golden.image[None])["logits"]
+        taken.append((time.perf_counter() - start) * 1000)
+        expected = golden.outputs[bundle.manifest.cpu_graph]["logits"]
+        changed += int(logits.argmax() != expected.argmax())
+    text = f"{engine.name}: {len(goldens)} golden pictures, median {sorted(taken)[len(taken) // 2]:.1f} ms"
+    if changed:
+        return Finding(
+            subject="engine",
+            level="fail",
+            text=f"{text}, {changed} with another class than at the build",
+            remedy="try engine.graph: fp32; then compare onnxruntime's version with the one in `bundle show --json`",
+        )
+    if max(taken[1:] or taken) > SLOW_ENGINE_MS:
+        return Finding(
+            subject="engine", level="warn", text=f"{text}, one took {max(taken):.0f} ms", remedy="try engine.threads: 2"
+        )
+    return Finding(subject="engine", level="ok", text=f"{text}, every class as at the build")
+
+
+def _camera(config: AgentConfig) -> Finding:
+    camera = open_camera(config.camera, trigger=config.trigger, is_judged=lambda _part: False)
+    try:
+        start = time.monotonic()
+        part = Part(id="check", trigger="check", sequence=1, triggered=Stamp.now())
+        if not camera.poll(FIRST_FRAME_S):
+            return Finding(
+                subject="camera",
+                level="fail",
+                text=f"{camera.name}: no picture within {FIRST_FRAME_S:g} s ({camera.lost or 'and no reason why'})",
+                remedy="is it plugged in, switched on, and not in use by another program?",
+            )
+        frame = camera.read(part)
+        if isinstance(frame, Fault):
+            return Finding(
+                subject="camera",
+                level="warn",
+                text=f"{camera.name}: {frame.reason}",
+                remedy="such a picture gives an `error` verdict",
+            )
+        height, width = frame.image.shape[:2]
+        seconds = time.monotonic() - start
+        return Finding(
+            subject="camera",
+            level="ok",
+            text=f"{camera.name}: {width} x {height} px from {frame.source} after {seconds:.2f} s",
+        )
+    finally:
+        camera.close()
+
+
+def _broker(config: AgentConfig) -> Finding:
+    if config.mqtt is None:
+        return Finding(subject="broker", level="warn", text="none configured: verdicts stay in the journal", remedy="")
+    result = probe(config.mqtt, config.station)
+    if not result.ok:
+        return Finding(
+            subject="broker",
+            level="fail",
+            text=f"{result.broker}: {result.problem}",
+            remedy=result.hint or "the agent runs without a broker: verdicts wait on disk until it is there",
+        )
+    return Finding(
+        subject="broker",
+        level="ok",
+        text=f"{result.broker}: MQTT {result.protocol}, {result.round_trip_ms or 0:.1f} ms there and back",
+    )

@@ -1,0 +1,135 @@
+"""`defect-agent journal`: what was decided, as it is on the disk."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from agent.console import DONE, print_json
+from agent.errors import ConfigError
+
+__all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
+
+NAME = "journal"
+HELP = "Read the durable record of verdicts; safe while the agent is writing it."
+EPILOG = """examples:
+  defect-agent journal tail --config line3.yaml
+  defect-agent journal tail --state /var/lib/defect-agent/line3 --follow
+  defect-agent journal stats --config line3.yaml --json
+  defect-agent journal export --config line3.yaml --format csv --out shift.csv --from 1200 --to 1800
+"""
+
+COLUMNS = (
+    "rec", "time", "part", "decision", "code", "class", "score", "threshold", "uncertainty", "reason",
+    "bundle", "bundle_digest", "engine", "id", "boot", "image_sha256",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    tail = actions.add_parser("tail", help="the last verdicts, a line each")
+    tail.add_argument("-n", type=int, default=20, metavar="N", help="how many (20)")
+    tail.add_argument("--follow", action="store_true", help="and each new one, until interrupted")
+    stats = actions.add_parser("stats", help="counts, backlog, disk")
+    export = actions.add_parser("export", help="all verdicts as CSV or JSON lines")
+    export.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="csv")
+    export.add_argument("--out", type=Path, metavar="FILE", help="a file; else standard output")
+    export.add_argument("--from", type=int, dest="first", metavar="REC", help="first record number")
+    export.add_argument("--to", type=int, dest="last", metavar="REC", help="last record number")
+    for action in (tail, stats, export):
+        place = action.add_mutually_exclusive_group(required=True)
+        place.add_argument("--config", type=Path, metavar="FILE", help="the station's YAML file")
+        place.add_argument("--state", type=Path, metavar="DIR", help="the station's state directory")
+    tail.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+    stats.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open the journal for reading and do what was asked."""
+    from agent.config import read_config
+    from agent.journal import Journal
+
+    state_dir = args.state if args.state is not None else read_config(args.config).state_dir
+    with Journal.open_readonly(state_dir) as reader:
+        if args.action == "tail":
+            _tail(reader, args)
+        elif args.action == "stats":
+            _stats(reader, as_json=args.json)
+        else:
+            _export(reader, args)
+    return DONE
+
+
+def _tail(reader: Any, args: argparse.Namespace) -> None:
+    rows = list(_first(reader.read(newest_first=True), args.n))[::-1]
+    last = 0
+    while True:
+        for row in rows:
+            last = row.rec
+            print(json.dumps(row.message, ensure_ascii=False) if args.json else _line(row.message), flush=True)
+        if not args.follow:
+            return
+        time.sleep(0.5)
+        rows = list(reader.read(first=last + 1))
+
+
+def _first(rows: Iterator[Any], n: int) -> Iterator[Any]:
+    for _, row in zip(range(n), rows, strict=False):
+        yield row
+
+
+def _line(m: dict[str, Any]) -> str:
+    replayed = " (replayed)" if m.get("replayed") else ""
+    return f"{m['rec']:>8}  {m['time']}  {m['decision']:7} {m['part']}  {m['reason']}{replayed}"
+
+
+def _stats(reader: Any, *, as_json: bool) -> None:
+    stats = dataclasses.asdict(reader.stats())
+    if as_json:
+        print_json(stats)
+        return
+    for name, value in stats.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{name:22} {shown}")
+
+
+def _export(reader: Any, args: argparse.Namespace) -> None:
+    rows = reader.read(first=args.first, last=args.last)
+    if args.out is None:
+        _write(rows, args.format, sys.stdout)
+        return
+    try:
+        with args.out.open("w", encoding="utf-8", newline="") as file:
+            count = _write(rows, args.format, file)
+    except OSError as error:
+        raise ConfigError(f"--out: {args.out}: can't be written ({error.strerror})") from error
+    print(f"{count} verdicts in {args.out}", file=sys.stderr)
+
+
+def _write(rows: Iterator[Any], form: str, file: TextIO | io.TextIOBase) -> int:
+    count = 0
+    writer = csv.writer(file) if form == "csv" else None
+    if writer is not None:
+        writer.writerow(COLUMNS)
+    for count, row in enumerate(rows, start=1):  # noqa: B007 - the count is the result
+        m = row.message
+        if writer is None:
+            file.write(json.dumps(m, ensure_ascii=False) + "\n")
+        else:
+            image = m.get("image") or {}
+            writer.writerow([image.get("sha256") if c == "image_sha256" else _safe(m.get(c)) for c in COLUMNS])
+    return count
+
+
+def _safe(value: Any) -> Any:
+    """A cell that a spreadsheet will not take for a formula (CSV injection: OWASP)."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

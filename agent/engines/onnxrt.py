@@ -1,0 +1,111 @@
+"""ONNX Runtime on the CPU: the only import of onnxruntime in the agent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agent.bundle import InputSpec, Outputs, Tensor
+from agent.errors import EngineError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["OnnxRuntimeEngine"]
+
+_REBUILD = "rebuild the bundle with `defect-opt build`: its graph and its manifest do not belong together"
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeEngine:
+    """One graph in one session.
+
+    Args:
+        graph: the ONNX model's bytes.
+        threads: CPU threads of one inference.
+        label: precision in words for the name, `int8` or `fp32`.
+        spec: the one input, as the manifest has it.
+        outputs: which output is what; those that are None are not computed unless another needs them.
+
+    Raises:
+        EngineError: the model can't be loaded, or its input or outputs are not the manifest's.
+    """
+
+    kind = "onnxruntime"
+
+    def __init__(self, graph: bytes, *, threads: int, label: str, spec: InputSpec, outputs: Outputs) -> None:
+        import onnxruntime
+
+        self._input = spec.name
+        self._shape = (1, spec.height_px, spec.width_px, 3)
+        roles = {role: name for role, name in dataclasses.asdict(outputs).items() if name is not None}
+        self._roles, self._names = tuple(roles), list(roles.values())
+        self._session: Any = _session(onnxruntime, graph, threads)
+        _check_input(self._session, spec.name, self._shape)
+        _check_outputs(self._session, roles)
+        self.name = f"onnxruntime {onnxruntime.__version__} CPU {label}, {threads} thread{'s' * (threads > 1)}"
+
+    def infer(self, tensor: Tensor) -> Mapping[str, NDArray[np.float32]]:
+        """Run the graph once; see `Engine.infer`."""
+        if self._session is None:
+            raise EngineError(f"{self.name}: is closed")
+        if tensor.shape != self._shape or tensor.dtype != np.uint8:
+            raise EngineError(f"{self.name}: got {tensor.shape} {tensor.dtype}, expected {self._shape} uint8")
+        try:
+            values = self._session.run(self._names, {self._input: tensor})
+        except Exception as error:  # onnxruntime's exceptions have no common root but this
+            raise EngineError(f"{self.name}: inference failed ({_first_line(error)})") from error
+        return dict(zip(self._roles, values, strict=True))
+
+    def close(self) -> None:
+        """Free the session; `infer` raises afterwards."""
+        self._session = None
+
+
+def _session(onnxruntime: Any, graph: bytes, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    # Threads that spin between parts burn a core that the camera and the journal need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common root but this
+        raise EngineError(
+            f"the model can't be loaded by onnxruntime {onnxruntime.__version__} ({_first_line(error)})",
+            hint="rebuild the bundle, or update onnxruntime if the model is newer than it",
+        ) from error
+
+
+def _check_input(session: Any, name: str, shape: tuple[int, int, int, int]) -> None:
+    found = session.get_inputs()
+    if [entry.name for entry in found] != [name]:
+        raise EngineError(f"the model's inputs are {[e.name for e in found]}, expected ['{name}']", hint=_REBUILD)
+    got = tuple(found[0].shape)
+    fits = len(got) == len(shape) and all(
+        isinstance(side, str) or side is None or side == expected for side, expected in zip(got, shape, strict=True)
+    )
+    if not fits or found[0].type != "tensor(uint8)":
+        raise EngineError(
+            f"the model's input {name} is {list(got)} {found[0].type}, expected {list(shape)} tensor(uint8), RGB",
+            hint=_REBUILD,
+        )
+
+
+def _check_outputs(session: Any, roles: Mapping[str, str]) -> None:
+    found = {entry.name: entry.type for entry in session.get_outputs()}
+    for role, name in roles.items():
+        if name not in found:
+            raise EngineError(f"the model has no output {name} ({role}); it has {sorted(found)}", hint=_REBUILD)
+        if found[name] != "tensor(float)":
+            raise EngineError(f"the model's output {name} is {found[name]}, expected tensor(float)", hint=_REBUILD)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}"

@@ -1,0 +1,133 @@
+"""`defect-opt build`: from a float ONNX and calibration images to a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.console import DONE, FAILED, print_json
+from optimize.errors import OptimizeError
+
+if TYPE_CHECKING:
+    from optimize.build import BuildReport
+    from optimize.recipe import Recipe
+
+__all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
+
+NAME = "build"
+HELP = "Quantize a float ONNX with calibration images, measure what it costs, and pack a bundle for the device."
+EPILOG = """examples:
+  defect-opt build --int8 --calib calib/
+  defect-opt build --int8 --model model.onnx --data NEU --calib NEU --out neu.defect --json
+  defect-opt build --int8 --model model.onnx --data parts/ --calib line3/ --max-drop 0.5 --name line3 --version 1.2.0
+
+What is not given comes from defect-opt.yaml in the working directory, then from defaults. Where a folder has splits,
+--calib takes its calib split and --data its val split; the test split is never opened but to see that no calibration
+image is in it. Exit code 1: the bundle was written, but INT8 loses more than --max-drop allows.
+"""
+
+TARGETS_LATER = frozenset({"jetson", "tensorrt", "trt"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add = parser.add_argument
+    add("--int8", action="store_true", help="make the INT8 graph (the one precision of this release)")
+    add("--calib", type=Path, metavar="DIR", help="calibration images: a labelled set, or a flat folder")
+    add("--model", type=Path, metavar="M.onnx", help="the float ONNX file")
+    add("--data", type=Path, metavar="DIR", help="labelled images, for measuring on their val split")
+    add("--val", type=Path, metavar="DIR", help="labelled images for measuring, in place of those in --data")
+    add("--max-drop", type=float, metavar="POINTS", help="largest loss of accuracy, in percentage points")
+    add("--name", metavar="N", help="the bundle's name")
+    add("--version", metavar="V", help="the bundle's version")
+    add("--out", type=Path, metavar="FILE", help="the bundle to write (NAME-VERSION.defect)")
+    add("--seed", type=int, metavar="N", help="for every choice that chance makes (0)")
+    add("--threads", type=int, metavar="N", help="CPU threads of one inference while measuring (1)")
+    add("--target", default="cpu", metavar="T", help="cpu (jetson comes with a later release)")
+    add("--json", action="store_true", help="one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, print the report, and say whether the gate holds."""
+    _check_target(args.target)
+    if not args.int8:
+        raise OptimizeError("build: nothing to do without --int8", hint="defect-opt build --int8 --calib DIR")
+    from optimize.build import build
+    from optimize.inputs import gather
+    from optimize.progress import open_progress
+    from optimize.recipe import read_recipe, with_flags
+
+    recipe = with_flags(read_recipe(Path.cwd()), _flags(args))
+    with open_progress() as progress:
+        report = build(gather(recipe, progress=progress), progress=progress)
+    if args.json:
+        print_json(report.to_json())
+    else:
+        print("\n".join(_lines(report, recipe)))
+    return DONE if report else FAILED
+
+
+def _check_target(text: str) -> None:
+    targets = [target.strip().lower() for target in text.split(",")]
+    later = sorted(set(targets) & TARGETS_LATER)
+    if later:
+        raise OptimizeError(
+            f"--target {text}: INT8 for {', '.join(later)} (TensorRT) comes with a later release",
+            hint="--target cpu makes a bundle that runs on every CPU, a Jetson's too",
+        )
+    if targets != ["cpu"]:
+        raise OptimizeError(f"--target: got {text!r}, expected cpu")
+
+
+def _flags(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
+    """Key of the recipe to the flag that goes before it, and its value."""
+    return {
+        "model": ("--model", args.model),
+        "data": ("--data", args.data),
+        "calib": ("--calib", args.calib),
+        "val": ("--val", args.val),
+        "out": ("--out", args.out),
+        "name": ("--name", args.name),
+        "version": ("--version", args.version),
+        "max_drop_points": ("--max-drop", args.max_drop),
+        "seed": ("--seed", args.seed),
+        "threads": ("--threads", args.threads),
+    }
+
+
+def _lines(report: BuildReport, recipe: Recipe) -> Iterator[str]:
+    fp32, int8, manifest = report.fp32, report.int8, report.bundle.manifest
+    sizes, latency = report.size_bytes, report.latency_ms
+    yield f"{report.bundle.path}  ({manifest.name} {manifest.version}, {len(report.bundle.entries)} files)"
+    yield ""
+    yield f"{'':22}{'FP32':>12}{'INT8':>12}"
+    yield f"{f'accuracy on {fp32.n} val':22}{fp32.accuracy:>12.2%}{int8.accuracy:>12.2%}   {_drop(report.drop_points)}"
+    for name in fp32.classes:
+        yield f"  {'recall ' + name:20.20}{_rate(fp32.per_class[name].recall)}{_rate(int8.per_class[name].recall)}"
+    yield (
+        f"{'latency, median':22}{latency['fp32']:>9.2f} ms{latency['int8']:>9.2f} ms   "
+        f"{report.speedup:.2f} times as fast"
+    )
+    yield (
+        f"{'size':22}{sizes['fp32'] / 1e6:>9.2f} MB{sizes['int8'] / 1e6:>9.2f} MB   "
+        f"{sizes['fp32'] / sizes['int8']:.1f} times smaller"
+    )
+    yield f"measured on {report.machine}"
+    yield f"left in float: {', '.join(layer.name for layer in report.float_layers) or 'nothing'}"
+    yield f"a CPU runs: {'INT8' if manifest.cpu_graph == 'cpu' else 'FP32'} ({report.cpu_graph_why})"
+    yield f"gate: {'passed' if manifest.gate_passed else 'FAILED: ' + '; '.join(manifest.gate_reasons)}"
+    for warning in report.warnings:
+        yield f"warning: {warning}"
+    yield ""
+    data = recipe.data or recipe.val
+    yield f"Next: defect-opt evaluate {report.bundle.path} --data {data}{' --split test' if recipe.data else ''}"
+
+
+def _drop(points: float) -> str:
+    return f"{-points:+.2f} points" if points else "no loss"
+
+
+def _rate(value: float | None) -> str:
+    return f"{'-':>12}" if value is None else f"{value:>12.2%}"

@@ -1,0 +1,176 @@
+"""`defect-opt evaluate`: what a bundle does on labelled images, through the agent's own code."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.console import DONE, FAILED, print_json
+from optimize.errors import OptimizeError
+
+if TYPE_CHECKING:
+    from agent.bundle import Bundle
+    from optimize.evaluate import Scorecard
+
+__all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
+
+NAME = "evaluate"
+HELP = "Judge labelled images with a bundle as the device would: accuracy, escapes with a bound, overkill, latency."
+EPILOG = """examples:
+  defect-opt evaluate neu-1.0.0.defect --data NEU
+  defect-opt evaluate neu-1.0.0.defect --data NEU --split test --graph fp32 --json
+  defect-opt evaluate neu-1.0.0.defect --data NEU --min-accuracy 0.9 --confusion confusion.png
+
+An image that can't be judged counts as wrong and is listed. Exit code 1: a gate (--min-accuracy) does not hold.
+"""
+
+
+_CORNER = "truth | seen as"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add = parser.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="the .defect file")
+    add("--data", type=Path, metavar="DIR", help="labelled images (else `data` of defect-opt.yaml)")
+    add("--split", default="test", choices=("train", "calib", "val", "test"), help="which split, where there are any")
+    add("--engine", default="auto", choices=("auto", "onnxruntime"), help="what runs the graph (auto)")
+    add("--graph", default="auto", choices=("auto", "cpu", "fp32"), help="auto runs what the device runs; cpu is INT8")
+    add("--threads", type=int, default=1, metavar="N", help="CPU threads of one inference (1)")
+    add("--min-accuracy", type=float, metavar="A", help="smallest accuracy that will do, 0 to 1")
+    add("--confusion", type=Path, metavar="OUT.png", help="draw the confusion matrix")
+    add("--json", action="store_true", help="one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print the scorecard, and say whether its gates hold."""
+    from agent.bundle import open_bundle
+    from agent.config import EngineConfig
+    from optimize.dataset import read_dataset
+    from optimize.evaluate import evaluate
+    from optimize.progress import open_progress
+
+    if args.threads < 1:
+        raise OptimizeError(f"--threads: got {args.threads}, expected 1 or more")
+    if args.min_accuracy is not None and not 0 <= args.min_accuracy <= 1:
+        raise OptimizeError(f"--min-accuracy: got {args.min_accuracy:g}, expected 0 to 1", hint="0.9 means 90 %")
+    bundle = open_bundle(args.bundle)
+    dataset = read_dataset(_data(args.data)).take(args.split)
+    config = EngineConfig(kind=args.engine, graph=args.graph, threads=args.threads)
+    with open_progress() as progress:
+        card, engine = evaluate(bundle, dataset, config, progress=progress)
+    card = card.gated(min_accuracy=args.min_accuracy)
+    if args.confusion is not None:
+        _draw(args.confusion, card)
+    split = args.split if dataset.splits else None
+    if args.json:
+        print_json({**_origin(bundle, engine, split), **card.to_json()})
+    else:
+        print("\n".join(_lines(card, bundle, engine, split)))
+    return DONE if card else FAILED
+
+
+def _data(given: Path | None) -> Path:
+    from optimize.recipe import RECIPE_FILE, read_recipe
+
+    data = given or read_recipe(Path.cwd()).data
+    if data is None:
+        raise OptimizeError("--data: not given", hint=f"add --data DIR, or the key `data` to {RECIPE_FILE} here")
+    return data
+
+
+def _origin(bundle: Bundle, engine: str, split: str | None) -> dict[str, Any]:
+    return {
+        "bundle": f"{bundle.manifest.name}-{bundle.manifest.version}",
+        "bundle_digest": bundle.digest,
+        "engine": engine,
+        "split": split,
+    }
+
+
+def _lines(card: Scorecard, bundle: Bundle, engine: str, split: str | None) -> Iterator[str]:
+    name = f"{bundle.manifest.name}-{bundle.manifest.version}"
+    yield f"{name} on {card.n} images{f' of {split}' if split else ''} ({engine})"
+    yield ""
+    yield f"accuracy   {card.accuracy:.2%}"
+    yield f"escapes    {_counted(card.escapes, card.defects, card.escape_rate, 'defective parts')}{_bound(card)}"
+    yield f"overkill   {_counted(card.overkills, card.goods, card.overkill_rate, 'good parts')}"
+    yield f"review     {card.decisions['review']} of {card.n} ({card.review_rate:.2%})"
+    yield f"decisions  {', '.join(f'{key} {count}' for key, count in card.decisions.items())}"
+    if card.p50_ms is not None:
+        yield f"latency    {card.p50_ms:.2f} ms median, {card.p99_ms:.2f} ms at 99 %"
+    yield ""
+    yield from _class_table(card)
+    yield ""
+    yield from _confusion_table(card)
+    for entry in card.unjudged:
+        yield f"error: {entry.file}: {entry.reason}"
+    for failure in card.failures:
+        yield f"FAILED: {failure}"
+
+
+def _bound(card: Scorecard) -> str:
+    return "" if card.escape_upper_95 is None else f"; with 95 % confidence under {card.escape_upper_95:.2%}"
+
+
+def _counted(part: int, whole: int, rate: float | None, what: str) -> str:
+    return f"no {what} here" if rate is None else f"{part} of {whole} {what} ({rate:.2%})"
+
+
+def _class_table(card: Scorecard) -> Iterator[str]:
+    width = max(len("class"), *(len(name) for name in card.classes))
+    yield f"{'class':{width}}  precision  recall  images"
+    for name, entry in card.per_class.items():
+        yield f"{name:{width}}  {_percent(entry.precision):>9}  {_percent(entry.recall):>6}  {entry.support:>6}"
+
+
+def _confusion_table(card: Scorecard) -> Iterator[str]:
+    """Rows are the truth; columns carry the number of their class, so that long names keep the table narrow."""
+    width = max(len(_CORNER), *(len(name) + 4 for name in card.classes))
+    cell = max(3, *(len(str(value)) for row in card.confusion for value in row)) + 2
+    yield f"{_CORNER:{width}}" + "".join(f"{i:>{cell}}" for i in range(len(card.classes)))
+    for i, (name, row) in enumerate(zip(card.classes, card.confusion, strict=True)):
+        yield f"{f'{i:>2}  {name}':{width}}" + "".join(f"{value or '.':>{cell}}" for value in row)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _draw(path: Path, card: Scorecard) -> None:
+    """Draw the confusion matrix: rows the truth, darker is more, each cell its share of the row."""
+    import cv2
+
+    try:
+        done = cv2.imwrite(str(path), _picture(card))
+    except cv2.error as error:
+        raise OptimizeError(f"{path}: can't be drawn ({error})", hint="--confusion takes a .png file") from error
+    if not done:
+        raise OptimizeError(f"{path}: can't be written", hint="does its folder exist, and does it end in .png?")
+
+
+def _picture(card: Scorecard) -> Any:
+    """(H, W, 3) uint8 BGR."""
+    import cv2
+    import numpy as np
+
+    cell, font, black = 56, cv2.FONT_HERSHEY_SIMPLEX, (30, 30, 30)
+    names = [f"{i} {name}"[:24] for i, name in enumerate(card.classes)]
+    left, top = 14 + max(cv2.getTextSize(name, font, 0.5, 1)[0][0] for name in names), 44
+    side = cell * len(names)
+    image = np.full((top + side + 12, left + side + 12, 3), 255, np.uint8)
+    cv2.putText(image, "rows: truth, columns: seen as", (8, 16), font, 0.45, black, 1, cv2.LINE_AA)
+    for i, (name, row) in enumerate(zip(names, card.confusion, strict=True)):
+        y, total = top + i * cell, max(sum(row), 1)
+        cv2.putText(image, name, (8, y + cell // 2 + 5), font, 0.5, black, 1, cv2.LINE_AA)
+        cv2.putText(image, str(i), (left + i * cell + cell // 2 - 6, top - 8), font, 0.5, black, 1, cv2.LINE_AA)
+        for j, value in enumerate(row):
+            x, share = left + j * cell, value / total
+            base = (170, 110, 40) if i == j else (60, 60, 200)
+            colour = [round(255 - (255 - channel) * share) for channel in base]
+            cv2.rectangle(image, (x + 1, y + 1), (x + cell - 2, y + cell - 2), colour, cv2.FILLED)
+            ink = (255, 255, 255) if share > 0.6 else black
+            cv2.putText(image, str(value), (x + 10, y + cell // 2 + 5), font, 0.5, ink, 1, cv2.LINE_AA)
+    return image

@@ -1,0 +1,192 @@
+"""What a build reads, opened and checked before any work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from agent.bundle import ClassSpec, Manifest
+from agent.bundle.manifest import NAME_PATTERN, Severity
+from optimize.calibration import Calibration, pick_calibration
+from optimize.dataset import Dataset, Sample, read_dataset
+from optimize.errors import DataError, OptimizeError, RecipeError
+from optimize.evaluate import check_labels
+from optimize.progress import Progress, SilentProgress
+from optimize.quantize import FloatModel, read_model
+from optimize.recipe import RECIPE_FILE, Recipe, bundle_name
+
+__all__ = ["GRAPH_FILES", "Inputs", "draft_manifest", "gather", "severity_by_name"]
+
+OK_NAMES = frozenset({"ok", "good", "nodefect", "normal"})
+"""Class names (letters only, lower case) that mean a good part, where the recipe says nothing."""
+
+GRAPH_FILES = {"fp32": "model.fp32.onnx", "cpu": "model.cpu.onnx"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """All that a build reads, checked before any work is done.
+
+    Attributes:
+        recipe: what should be done.
+        model: the float classifier.
+        classes: in output order, with severities.
+        name: the bundle's.
+        out: the bundle to write.
+        calibration: pictures that ranges are read off.
+        val: labelled pictures for measuring.
+        warnings: what the user should know, one sentence each.
+    """
+
+    recipe: Recipe
+    model: FloatModel
+    classes: tuple[ClassSpec, ...]
+    name: str
+    out: Path
+    calibration: Calibration
+    val: Dataset
+    warnings: tuple[str, ...] = ()
+
+
+def gather(recipe: Recipe, *, progress: Progress | None = None) -> Inputs:
+    """Open and check all that a build needs.
+
+    Args:
+        recipe: the recipe with the command line's words put in.
+        progress: hears what is read.
+
+    Raises:
+        OptimizeError: something is missing, or can't be used as given.
+    """
+    progress = progress or SilentProgress()
+    path = _given(recipe.model, "model", "--model model.onnx")
+    progress.step(f"reading {path.name}")
+    model = read_model(path)
+    classes = _classes(recipe, model)
+    name = _name(recipe, path)
+    out = _out(recipe, name)
+    val = read_dataset(_given(recipe.val or recipe.data, "val or data", "--data DIR")).take("val")
+    check_labels(val, [c.name for c in classes])
+    calibration = _calibration(recipe, classes, val, progress)
+    return Inputs(
+        recipe=recipe,
+        model=model,
+        classes=classes,
+        name=name,
+        out=out,
+        calibration=calibration,
+        val=val,
+        warnings=(*_data_warnings(val, classes), *calibration.warnings),
+    )
+
+
+def draft_manifest(inputs: Inputs) -> Manifest:
+    """The manifest as far as it is known before anything is measured."""
+    return Manifest(
+        name=inputs.name,
+        version=inputs.recipe.version,
+        task="classify",
+        input=inputs.model.input,
+        classes=inputs.classes,
+        outputs=inputs.model.outputs,
+        graphs=GRAPH_FILES,
+        cpu_graph="cpu",
+        policy=inputs.recipe.policy_spec(),
+    )
+
+
+def severity_by_name(name: str) -> Severity:
+    """`ok` for names like ok, good, no_defect, normal (whatever their case and separators), else `major`."""
+    letters = "".join(character for character in name.lower() if character.isalpha())
+    return "ok" if letters in OK_NAMES else "major"
+
+
+def _given(path: Path | None, key: str, flag: str) -> Path:
+    if path is None:
+        raise RecipeError(f"{key}: not given", hint=f"add {flag}, or the key to {RECIPE_FILE} here")
+    return path
+
+
+def _name(recipe: Recipe, model: Path) -> str:
+    """The bundle's name: as given, else from --out, else from the model's file."""
+    if recipe.name:
+        return recipe.name
+    stem = recipe.out.stem.removesuffix(f"-{recipe.version}") if recipe.out else model.stem
+    allowed = bundle_name(stem)
+    if not allowed:
+        raise RecipeError(f"name: can't be made of {stem!r}", hint=f"add --name NAME, of the form {NAME_PATTERN}")
+    return allowed
+
+
+def _classes(recipe: Recipe, model: FloatModel) -> tuple[ClassSpec, ...]:
+    """Names from the model, severities from the recipe, or by name."""
+    given = {entry.name: entry.severity for entry in recipe.classes}
+    if model.classes is None and not given:
+        raise RecipeError(
+            f"{model.path}: does not say which classes its {model.count} outputs are",
+            hint=f"list them in output order under `classes` in {RECIPE_FILE}",
+        )
+    names = model.classes or tuple(given)
+    if len(names) != model.count:
+        raise RecipeError(
+            f"{RECIPE_FILE}: classes: got {len(names)}, {model.path} has {model.count} outputs",
+            hint="list the classes in the order of the outputs",
+        )
+    strange = sorted(set(given) - set(names))
+    if strange:
+        raise RecipeError(
+            f"{RECIPE_FILE}: classes: got {', '.join(strange)}, {model.path} knows {', '.join(names)}",
+            hint="write each name as the model has it",
+        )
+    return tuple(ClassSpec(name=name, severity=given.get(name) or severity_by_name(name)) for name in names)
+
+
+def _out(recipe: Recipe, name: str) -> Path:
+    out = recipe.out or Path(f"{name}-{recipe.version}.defect")
+    if out.is_dir():
+        raise OptimizeError(f"{out}: is a folder", hint=f"--out takes a file, such as {out / name}.defect")
+    if not out.absolute().parent.is_dir():
+        raise OptimizeError(f"{out}: its folder does not exist", hint=f"mkdir -p {out.absolute().parent}")
+    return out
+
+
+def _calibration(recipe: Recipe, classes: Sequence[ClassSpec], val: Dataset, progress: Progress) -> Calibration:
+    return pick_calibration(
+        _calibration_set(recipe),
+        test=_test_samples(recipe),
+        val=val.samples,
+        classes=[c.name for c in classes],
+        limit=recipe.quantize.images,
+        seed=recipe.seed,
+        progress=progress,
+    )
+
+
+def _calibration_set(recipe: Recipe) -> Dataset:
+    if recipe.calib is not None:
+        return read_dataset(recipe.calib).take("calib")
+    if recipe.data is not None and "calib" in (dataset := read_dataset(recipe.data)).splits:
+        return dataset.take("calib")
+    raise DataError(
+        "calib: not given, and the data have no calib split",
+        hint=f"add --calib DIR, or the key to {RECIPE_FILE}: 100 to 500 pictures from the line's own camera",
+    )
+
+
+def _test_samples(recipe: Recipe) -> Iterator[Sample]:
+    """Every picture of a test split in any folder that was named."""
+    roots = dict.fromkeys(path.resolve() for path in (recipe.data, recipe.val, recipe.calib) if path is not None)
+    for root in roots:
+        dataset = read_dataset(root)
+        if "test" in dataset.splits:
+            yield from dataset.take("test")
+
+
+def _data_warnings(val: Dataset, classes: Sequence[ClassSpec]) -> Iterator[str]:
+    counted = val.counts
+    missing = [c.name for c in classes if not counted.get(c.name)]
+    if missing:
+        yield f"no val image shows {', '.join(missing)}: the drop says nothing about them"
+    if len(val) < 100:
+        yield f"only {len(val)} val images: one of them is {100 / len(val):.1f} points of accuracy"

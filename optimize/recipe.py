@@ -1,0 +1,224 @@
+"""The recipe: what should be done to a model. `defect-opt.yaml` in the working directory, read once into frozen types.
+
+Every key has a default, so a recipe may be empty or absent; what the command line says goes before it. `defect-opt
+init` writes `TEMPLATE`, which holds every key with its default, and a test holds it to these types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from agent.bundle.manifest import NAME_PATTERN, PolicySpec, Severity
+from agent.config import config_from_mapping, read_yaml
+from agent.errors import BundleError, ConfigError
+from optimize.errors import RecipeError
+
+__all__ = [
+    "RECIPE_FILE",
+    "TEMPLATE",
+    "ClassRecipe",
+    "PolicyRecipe",
+    "QuantizeRecipe",
+    "Recipe",
+    "bundle_name",
+    "read_recipe",
+    "with_flags",
+]
+
+RECIPE_FILE = "defect-opt.yaml"
+_HINT = "`defect-opt init DIR` writes a defect-opt.yaml with every key, its unit and its default"
+
+
+def _key(default: Any, *, low: float | None = None, high: float | None = None, pattern: str | None = None) -> Any:
+    """One key with its bounds, which `config_from_mapping` checks."""
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "pattern": pattern})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRecipe:
+    """One class.
+
+    Attributes:
+        name: as in the data set.
+        severity: `ok` for good parts, else how bad an escape is.
+    """
+
+    name: str
+    severity: Severity
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRecipe:
+    """The bundle's decision limits, on the defect score (1 minus the probability that the part is good).
+
+    Attributes:
+        defect_above: from this score, 0 to 1, a part is a defect.
+        review_above: from this score, 0 to 1, a person looks at it.
+    """
+
+    defect_above: float = _key(0.5, low=0, high=1)
+    review_above: float = _key(0.2, low=0, high=1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeRecipe:
+    """How the INT8 graph is made; see `optimize.quantize.QuantizeOptions`.
+
+    Attributes:
+        method: how ranges are found.
+        percentile: share of values that `percentile` keeps, in percent.
+        weight_bits: 7 is right on every CPU; 8 is a little finer, but on x86 without VNNI sums saturate.
+        images: at most so many calibration images, dealt evenly over the classes.
+        cpu_graph: which graph a CPU runs: `auto` takes INT8 where it is faster here and good enough, else FP32.
+    """
+
+    method: Literal["minmax", "percentile", "entropy"] = "minmax"
+    percentile: float = _key(99.99, low=90, high=100)
+    weight_bits: Literal[7, 8] = 7
+    images: int = _key(512, low=8, high=100_000)
+    cpu_graph: Literal["auto", "int8", "fp32"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What should be done to a model; every key may be left out.
+
+    Attributes:
+        name: the bundle's name; empty takes the name of --out, or of the model's file.
+        version: the bundle's version.
+        model: the float ONNX file.
+        data: labelled images; gives `val` for measuring, and `test`, which calibration must not touch.
+        calib: calibration images: a labelled set (its `calib` split), or a flat folder.
+        val: labelled images for measuring, in place of those in `data`.
+        out: the bundle to write; empty is NAME-VERSION.defect in the working directory.
+        classes: names and severities; empty takes the model's, `ok`-like names as ok and all others as major.
+        policy: decision limits.
+        max_drop_points: largest loss of accuracy from FP32 to INT8, in percentage points; empty sets no gate.
+        quantize: how the INT8 graph is made.
+        seed: for every choice that chance makes.
+        threads: CPU threads of one inference, while measuring.
+    """
+
+    name: str = _key("", pattern=f"({NAME_PATTERN})?")
+    version: str = _key("1.0.0", pattern=NAME_PATTERN)
+    model: Path | None = None
+    data: Path | None = None
+    calib: Path | None = None
+    val: Path | None = None
+    out: Path | None = None
+    classes: tuple[ClassRecipe, ...] = ()
+    policy: PolicyRecipe = PolicyRecipe()
+    max_drop_points: float | None = _key(None, low=0, high=100)
+    quantize: QuantizeRecipe = QuantizeRecipe()
+    seed: int = _key(0, low=0, high=2**32 - 1)
+    threads: int = _key(1, low=1, high=256)
+
+    def policy_spec(self) -> PolicySpec:
+        """The limits as the manifest has them.
+
+        Raises:
+            RecipeError: review_above lies over defect_above.
+        """
+        try:
+            return PolicySpec(defect_above=self.policy.defect_above, review_above=self.policy.review_above)
+        except BundleError as error:
+            raise RecipeError(error.message.replace("manifest.json: ", ""), hint=_HINT) from error
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """Read `defect-opt.yaml` of a folder; where there is none, every key has its default.
+
+    Args:
+        folder: usually the working directory; relative paths in the recipe start there.
+
+    Raises:
+        RecipeError: the file is no YAML, or holds a key, type or value that we don't know.
+    """
+    path = folder / RECIPE_FILE
+    if not path.exists():
+        return Recipe()
+    try:
+        # An empty file, or one with comments only, is a recipe that leaves every key out.
+        raw = {} if not _has_content(path) else read_yaml(path)
+        recipe = config_from_mapping(Recipe, raw, source=path)
+    except ConfigError as error:
+        raise RecipeError(error.message, hint=_HINT) from error
+    names = [entry.name for entry in recipe.classes]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RecipeError(f"{path}: classes: {twice!r} stands twice", hint=_HINT)
+    recipe.policy_spec()
+    return recipe
+
+
+def with_flags(recipe: Recipe, flags: Mapping[str, tuple[str, Any]]) -> Recipe:
+    """Put the command line before the recipe, within the recipe's bounds.
+
+    Args:
+        recipe: what the file said.
+        flags: key of the recipe to the flag's name and value; None keeps the recipe's.
+
+    Raises:
+        RecipeError: a value out of bounds; the flag is named.
+    """
+    given = {key: value for key, (_, value) in flags.items() if value is not None}
+    for key, value in given.items():
+        if isinstance(value, Path):
+            continue
+        try:
+            config_from_mapping(Recipe, {key: value}, source=Path(flags[key][0]))
+        except ConfigError as error:
+            raise RecipeError(error.message.replace(f"{flags[key][0]}: {key}: ", f"{flags[key][0]}: ")) from error
+    return dataclasses.replace(recipe, **given)
+
+
+def bundle_name(stem: str) -> str:
+    """A file's or folder's name as far as a bundle's name can hold it; empty when nothing is left."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_" for c in stem)
+    return kept.lstrip("_.-")[:64]
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return True  # read_yaml says what is wrong with it
+    return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
+
+
+TEMPLATE = """\
+# What `defect-opt` does to a model. Every key may be left out; the command line goes before this file.
+# Relative paths start at this file's folder.
+
+name: ""                 # the bundle's name; empty takes the name of --out, or of the model's file
+version: 1.0.0           # the bundle's version
+
+model: model.onnx        # the float ONNX file, as `defect-opt train` writes it
+data: data               # labelled images: a folder per class, or splits.csv (file,class,split)
+calib: calib             # calibration images from the line: labelled as above, or a flat folder
+val: null                # labelled images for measuring; empty takes the val split of data
+out: null                # the bundle; empty is NAME-VERSION.defect beside you
+
+classes: []              # names with severity (ok, minor, major, critical); empty: ok-like names are ok, others major
+#  - {name: ok, severity: ok}
+#  - {name: scratch, severity: major}
+
+policy:                  # limits on the defect score, 0 to 1: 1 minus the probability that the part is good
+  defect_above: 0.5      # from here a part is a defect
+  review_above: 0.2      # from here a person looks at it
+
+max_drop_points: null    # largest loss of accuracy from FP32 to INT8, in percentage points; empty sets no gate
+
+quantize:
+  method: minmax         # how ranges are found: minmax, percentile, entropy
+  percentile: 99.99      # share of values that `percentile` keeps, in percent
+  weight_bits: 7         # 7 is right on every CPU; 8 is a little finer, but saturates on x86 without VNNI
+  images: 512            # at most so many calibration images, dealt evenly over the classes
+  cpu_graph: auto        # auto takes INT8 where it is faster here and good enough, else FP32; int8 or fp32 insists
+
+seed: 0                  # for every choice that chance makes
+threads: 1               # CPU threads of one inference, while measuring
+"""

@@ -1,0 +1,131 @@
+"""Pictures in memory: which images train, which choose, decoded once and kept as bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.bundle.manifest import InputSpec
+from agent.bundle.preprocess import fit
+from agent.errors import ImageError
+from optimize.dataset import Dataset, assign_splits, read_image
+from optimize.errors import DataError
+
+__all__ = ["Pictures", "fitted_pictures", "raw_pictures", "train_and_val"]
+
+VAL_SHARE = 0.15
+"""What part of `train` becomes `val` in a set that has none."""
+
+LARGEST = 2
+"""Pictures are kept at no more than this many times the network's input: crops need no more, and memory is finite."""
+
+
+SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pictures:
+    """Decoded images and what they show.
+
+    Attributes:
+        images: each (H, W, 3) uint8 RGB.
+        targets: (N,) class numbers.
+        is_grey: in every image the three channels are the same.
+    """
+
+    images: Sequence[NDArray[np.uint8]]
+    targets: NDArray[np.int64]
+    is_grey: bool
+
+
+def train_and_val(dataset: Dataset, seed: int) -> tuple[Mapping[str, Dataset], tuple[str, ...]]:
+    """The images that train and those that choose; `test` and `calib` are left alone.
+
+    Args:
+        dataset: a whole set. Without splits all of it is dealt out; without `val` a part of `train` becomes it.
+        seed: decides what becomes `val`.
+
+    Returns:
+        `train` and `val`, and what the user should know, in sentences.
+
+    Raises:
+        DataError: no labels, one class only, a class that `train` lacks, or nothing left for `val`.
+    """
+    notices = []
+    if "val" not in dataset.splits:
+        whole = dataset.take("train")
+        dataset = assign_splits(whole, seed=seed, fractions={"train": 1 - VAL_SHARE, "val": VAL_SHARE})
+        notices.append(
+            f"{dataset.root} has no val split: {dataset.splits.get('val', 0)} of {len(whole)} images "
+            f"became it (by class and group, seed {seed})"
+        )
+        if "val" not in dataset.splits:
+            raise DataError(f"{dataset.root}: {len(whole)} images are too few to keep some for val")
+    parts = {name: dataset.take(name) for name in ("train", "val")}
+    _check_classes(parts["train"])
+    lacking = [name for name, count in parts["val"].counts.items() if count == 0]
+    if lacking:
+        notices.append(f"val has no image of {', '.join(lacking)}: nothing is known about how well it is found")
+    return parts, tuple(notices)
+
+
+def raw_pictures(dataset: Dataset, size_px: int) -> Pictures:
+    """Read images for training: as they are, or shrunk to twice the network's input.
+
+    Raises:
+        DataError: images can't be read (they are named), or have no label.
+    """
+    return _pictures(dataset, lambda image: _shrunk(image, LARGEST * size_px))
+
+
+def fitted_pictures(dataset: Dataset, spec: InputSpec) -> Pictures:
+    """Read images as the device will see them.
+
+    Raises:
+        DataError: images can't be read (they are named), or have no label.
+    """
+    return _pictures(dataset, lambda image: fit(image, spec))
+
+
+def _pictures(dataset: Dataset, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Pictures:
+    images, broken = [], []
+    for sample in dataset:
+        try:
+            images.append(change(read_image(sample.path)))
+        except ImageError as error:
+            broken.append(error.message)
+    if broken:
+        raise DataError(
+            f"{dataset.root}: {len(broken)} of {len(dataset)} images can't be used: {'; '.join(broken[:SHOWN])}"
+            + ("; ..." if len(broken) > SHOWN else ""),
+            hint="replace or remove them; `defect-opt data check` names them all",
+        )
+    is_grey = all(np.array_equal(i[..., 0], i[..., 1]) and np.array_equal(i[..., 0], i[..., 2]) for i in images)
+    return Pictures(images=images, targets=np.asarray(dataset.targets, dtype=np.int64), is_grey=is_grey)
+
+
+def _shrunk(image: NDArray[np.uint8], largest_px: int) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    if max(height, width) > largest_px:
+        spec = InputSpec(width_px=max(min(width, largest_px), 8), height_px=max(min(height, largest_px), 8))
+        return fit(image, spec)
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _check_classes(train: Dataset) -> None:
+    train.targets  # noqa: B018 - refuses an image without label
+    if len(train.classes) < 2:
+        found = ", ".join(train.classes)
+        raise DataError(
+            f"{train.root}: got one class only ({found}), expected at least two",
+            hint="add images of good parts as a class of their own, or of defects",
+        )
+    empty = [name for name, count in train.counts.items() if count == 0]
+    if empty:
+        raise DataError(
+            f"{train.root}: train has no image of {', '.join(empty)}",
+            hint="move some of its images to train, or take the class out of the set",
+        )

@@ -1,0 +1,97 @@
+"""Agent and broker are killed at random moments, many times over; no part is lost and none is judged twice."""
+
+from __future__ import annotations
+
+import collections
+import json
+import random
+import threading
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from agent.journal import Journal
+from tests.kit.broker import Mosquitto
+from tests.kit.station import ROOT, AgentProcess, make_parts, make_station
+from tests.kit.waiting import wait_until
+
+PARTS = 2_000
+KILLS = 24
+
+# What a plant sets when it wants messages to outlive its broker: sessions and queues on disk after every change.
+LASTING = (
+    "persistence true",
+    "autosave_on_changes true",
+    "autosave_interval 1",
+    "max_queued_messages 100000",
+)
+
+
+class Scada:
+    """A subscriber with a lasting session that files each verdict under its record number."""
+
+    def __init__(self, port: int) -> None:
+        self.by_rec: dict[int, set[str]] = collections.defaultdict(set)
+        self.received = 0
+        self._subscribed = threading.Event()
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="scada", clean_session=False)
+        self._client.reconnect_delay_set(1, 1)
+        self._client.on_connect = lambda client, *_: client.subscribe(f"{ROOT}/verdict", qos=1)
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.on_message = self._file
+        self._client.connect_async("127.0.0.1", port, keepalive=5)
+        self._client.loop_start()
+        assert self._subscribed.wait(20)
+
+    def _file(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
+        verdict = json.loads(message.payload)
+        self.received += 1
+        self.by_rec[verdict["rec"]].add(verdict["part"])
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@pytest.mark.mosquitto
+@pytest.mark.slow
+def test_nothing_is_lost_and_nothing_judged_twice_when_agent_and_broker_are_killed(tmp_path: Path) -> None:
+    """2,000 parts: one verdict each in the journal and, once repeats are removed by `rec`, at the subscriber."""
+    dice = random.Random(3)
+    names = make_parts(tmp_path / "parts", PARTS, side_px=16)
+    (tmp_path / "broker").mkdir()
+    broker = Mosquitto(tmp_path, (*LASTING, f"persistence_location {tmp_path / 'broker'}/")).start()
+    scada = Scada(broker.port)
+    config = make_station(tmp_path, port=broker.port, camera={"rate_hz": 60}, journal={"evidence": {"keep": "none"}})
+    killed = 0
+    try:
+        while True:
+            with AgentProcess(config) as agent:
+                for _ in range(dice.randint(1, 3)):
+                    threading.Event().wait(dice.uniform(0.1, 0.9))  # the moment of the kill is the thing tested
+                    if killed < KILLS and dice.random() < 0.5:
+                        broker.kill()
+                        killed += 1
+                        threading.Event().wait(dice.uniform(0, 0.5))
+                        broker.start()
+                if killed < KILLS:
+                    threading.Event().wait(dice.uniform(0.3, 1.2))
+                    agent.kill()
+                    killed += 1
+                else:
+                    assert agent.wait() == 0, agent.log()
+                    break
+        wait_until(lambda: len(scada.by_rec) >= PARTS, 60, what=f"{len(scada.by_rec)} of {PARTS} verdicts")
+    finally:
+        scada.close()
+        broker.stop()
+
+    with Journal.open_readonly(tmp_path / "state") as journal:
+        recorded = {v.rec: v.part for v in journal.read()}
+        stats = journal.stats()
+    assert sorted(recorded) == list(range(1, PARTS + 1))
+    assert sorted(recorded.values()) == names
+    assert stats.pending == 0
+    assert {rec: {part} for rec, part in recorded.items()} == dict(scada.by_rec)
