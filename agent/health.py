@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
+import faulthandler
 import functools
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -86,7 +87,8 @@ class Heartbeat:
     """The line's sign of life, passed on to systemd's watchdog.
 
     The unit says whether there is a watchdog; `stuck_s` says how patient it is: systemd is told `WATCHDOG_USEC` of 1.5
-    times that, so one number in the configuration rules both. Only the line's own thread may call `beat`.
+    times that, so one number in the configuration rules both. Only the line's own thread may call `beat`. The watchdog
+    kills with SIGABRT, at which Python's faulthandler writes where every thread stands to standard error.
 
     Args:
         stuck_s: longest time that one step may take.
@@ -104,6 +106,8 @@ class Heartbeat:
         asked_s = watchdog_s(environ)
         if asked_s is None:
             return
+        if not faulthandler.is_enabled() and sys.__stderr__ is not None:
+            faulthandler.enable(sys.__stderr__)
         wanted_s = stuck_s * WATCHDOG_MARGIN
         told = notify(f"WATCHDOG_USEC={round(wanted_s * 1e6)}", environ=environ)
         self._interval_s = (wanted_s if told else min(asked_s, wanted_s)) / BEATS_PER_WATCHDOG

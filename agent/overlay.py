@@ -113,7 +113,7 @@ def _banner(verdict: Verdict, width: int, height: int, colour: tuple[int, int, i
 
 def _write(banner: Any, text: str, ink: tuple[int, int, int], *, baseline: int, height: float) -> None:
     """One line of text, shortened with dots until it fits."""
-    text = _plain(text)
+    text = _plain(text[:200])
     (_, unit), _ = cv2.getTextSize("X", _FONT, 1.0, 1)
     size, left = height / unit, max(round(height / 2), 2)
     thickness = max(round(size * 1.6), 1)

@@ -14,6 +14,7 @@ from optimize.errors import DataError, OptimizeError, RecipeError
 from optimize.evaluate import check_labels
 from optimize.progress import Progress, SilentProgress
 from optimize.quantize import FloatModel, read_model
+from optimize.quantize.model import onnx_library
 from optimize.recipe import RECIPE_FILE, Recipe, bundle_name
 
 __all__ = ["GRAPH_FILES", "Inputs", "draft_manifest", "gather", "severity_by_name"]
@@ -57,9 +58,11 @@ def gather(recipe: Recipe, *, progress: Progress | None = None) -> Inputs:
         progress: hears what is read.
 
     Raises:
+        MissingExtra: onnx is not installed.
         OptimizeError: something is missing, or can't be used as given.
     """
     progress = progress or SilentProgress()
+    onnx_library()  # without it nothing can be built, whatever else is missing
     path = _given(recipe.model, "model", "--model model.onnx")
     progress.step(f"reading {path.name}")
     model = read_model(path)

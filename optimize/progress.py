@@ -78,7 +78,7 @@ class _Bars:
         self._bars = bars
 
     def step(self, text: str) -> None:
-        self._bars.console.print(text, highlight=False)
+        self._bars.console.print(text, highlight=False, markup=False)
 
     def track(self, items: Sequence[T], text: str) -> Iterable[T]:
         return self._bars.track(items, description=text)

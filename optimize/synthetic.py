@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
@@ -173,7 +173,7 @@ def _dust(rng: np.random.Generator, size: int) -> Plane:
     unit = size / SIZE_PX
     for _ in range(int(rng.integers(0, 5))):
         spot = _blob(size, rng.uniform(0, size, 2), rng.uniform(0.5, 0.9) * unit, rng)
-        plane += np.float32(rng.uniform(-0.08, 0.06)) * spot
+        plane += np.float32(rng.uniform(-0.1, 0.08)) * spot
     return plane
 
 
@@ -199,12 +199,12 @@ def _scratches(rng: np.random.Generator, size: int, light: tuple[float, float]) 
         turn = heading + rng.normal(0, 0.08) + bend * steps
         path = np.cumsum(np.stack([np.cos(turn), np.sin(turn)], axis=1) * length / len(steps), axis=0)
         paths.append(path - path.mean(axis=0) + start + rng.normal(0, 8 * unit, 2))
-    width = rng.uniform(0.9, 2.2) * unit
+    width = rng.uniform(1.3, 2.8) * unit
     groove = _strokes(size, paths, width)
     # A tool jumps: the groove is deeper here and shallower there, but never quite gone.
     groove *= np.clip(0.85 + 0.3 * _noise(rng, size, 30 * unit), 0.35, 1.2)
     shadow = _moved(groove, light, 1.3 * width)
-    contrast = _contrast(rng, 0.14, 0.4)
+    contrast = _contrast(rng, 0.16, 0.4)
     return np.asarray(contrast * (groove - 0.8 * shadow), dtype=np.float32)
 
 
@@ -214,14 +214,14 @@ def _pits(rng: np.random.Generator, size: int, light: tuple[float, float]) -> Pl
     centre = rng.uniform(0.2, 0.8, 2) * size
     spread = rng.uniform(5, 22) * unit
     plane = np.zeros((size, size), np.float32)
-    contrast = _contrast(rng, 0.16, 0.36)
+    contrast = _contrast(rng, 0.18, 0.4)
     for _ in range(int(rng.integers(2, 13))):
         at = np.clip(centre + rng.normal(0, spread, 2), 4 * unit, size - 4 * unit)
-        radius = rng.uniform(1.5, 4.2) * unit
+        radius = rng.uniform(2.0, 4.8) * unit
         hole = _blob(size, at, radius, rng)
         lip = np.clip(_moved(hole, light, -0.9 * radius) - hole, 0, None)
         plane += np.float32(contrast) * (0.45 * lip - hole)
-    return np.clip(plane, -0.5, 0.3)
+    return np.clip(plane, -0.42, 0.3)
 
 
 def _dent(rng: np.random.Generator, size: int, light: tuple[float, float]) -> Plane:
@@ -232,7 +232,7 @@ def _dent(rng: np.random.Generator, size: int, light: tuple[float, float]) -> Pl
     turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.6)
     along = ((x - centre[0]) * np.cos(turn) + (y - centre[1]) * np.sin(turn)) / (radius * stretch)
     across = (-(x - centre[0]) * np.sin(turn) + (y - centre[1]) * np.cos(turn)) / radius
-    depth = np.exp(-np.minimum(along**2 + across**2, 40) ** 1.4).astype(np.float32)
+    depth = np.exp(-(np.minimum(along**2 + across**2, 40) ** 1.4)).astype(np.float32)
     slope = light[0] * cv2.Sobel(depth, cv2.CV_32F, 1, 0) + light[1] * cv2.Sobel(depth, cv2.CV_32F, 0, 1)
     slope /= np.abs(slope).max() + 1e-6
     contrast = _contrast(rng, 0.11, 0.26)
@@ -279,7 +279,7 @@ def _blob(size: int, at: NDArray[np.float64], radius_px: float, rng: np.random.G
     dx, dy = x - at[0], y - at[1]
     along = (dx * np.cos(turn) + dy * np.sin(turn)) / (radius_px * stretch)
     across = (-dx * np.sin(turn) + dy * np.cos(turn)) * stretch / radius_px
-    spot = np.exp(-np.minimum(along**2 + across**2, 30) ** 1.5)
+    spot = np.exp(-(np.minimum(along**2 + across**2, 30) ** 1.5))
     rows, columns = slice(max(0, top), top + 2 * reach), slice(max(0, left), left + 2 * reach)
     part = plane[rows, columns]
     part[:] = spot[max(0, -top) :, max(0, -left) :][: part.shape[0], : part.shape[1]]
@@ -343,7 +343,7 @@ def write_image(path: Path, image: NDArray[np.uint8]) -> None:
         raise DataError(f"{path}: can't be written ({error.strerror})") from error
 
 
-def _write_csv(path: Path, head: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+def _write_csv(path: Path, head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")

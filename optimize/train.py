@@ -14,12 +14,12 @@ classes' recalls, so that a rare defect counts as much as the many good parts). 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from optimize.augment import Augmentation, augment
 from optimize.checkpoint import Checkpoint
 from optimize.dataset import Dataset, data_digest
 from optimize.errors import OptimizeError
-from optimize.export import Parity, check_parity, export_onnx, normalize
+from optimize.export import Parity, check_parity, export_onnx, normalize, write_atomically
 from optimize.networks import architecture, build_network
 from optimize.networks.classifier import Classifier
 from optimize.trainset import Pictures, fitted_pictures, raw_pictures, train_and_val
@@ -60,7 +60,7 @@ class TrainConfig:
         seed: decides weights, order and augmentation.
         minutes: time budget; the schedule is shortened to end within it. None: no limit. A run that had to be shortened
             depends on the machine's speed, not on the seed alone.
-        threads: CPU threads, 0 for all cores. Sums depend on it in the last bit: keep it to get the same weights.
+        threads: CPU threads; 0 is one per core (or OMP_NUM_THREADS). The same number, the same weights: sums depend on it.
         patience: epochs without a better val result before stopping.
         weight_decay: on convolutions and the linear layer, not on norms and biases.
         label_smoothing: share of each target that is spread over all classes.
@@ -228,41 +228,31 @@ def train(
 
     Raises:
         DataError: images, labels or splits that can't be trained on.
-        ImageError: an image can't be read.
         OptimizeError: the loss is no number any more, or the checkpoint belongs to another run.
     """
+    if out.is_dir():
+        raise OptimizeError(f"out: {out} is a folder, expected a file", hint=f"--out {out / 'model.onnx'}")
     parts, notices = train_and_val(dataset, config.seed)
     digest = data_digest(dataclasses.replace(dataset, samples=parts["train"].samples + parts["val"].samples))
     folder = workdir or out.with_name(f"{out.name}.train")
     checkpoint = Checkpoint(folder / CHECKPOINT_NAME, _run_of(config, digest))
     if is_fresh:
         checkpoint.forget()
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-    try:
-        run = _Run(
-            config,
-            raw_pictures(parts["train"], config.size),
-            fitted_pictures(parts["val"], config.spec),
-            dataset.classes,
-        )
+    with _threads(config.threads):
+        pictures, val = raw_pictures(parts["train"], config.size), fitted_pictures(parts["val"], config.spec)
+        run = _Run(config, pictures, val, dataset.classes)
         resumed_at = run.restore(checkpoint.load())
         while run.stopped is None:
             run.epoch(progress or (lambda _: None))
             checkpoint.save(run.state())
-        network = run.best_network()
-        sha256 = export_onnx(network, out, config.spec, dataset.classes, arch=config.arch)
-        parity = check_parity(network, out, run.val.images[:PARITY_PICTURES])
-    finally:
-        torch.set_num_threads(threads_before)
-    assert run.best is not None
+        sha256, parity = _export(run, out, folder / "unproven.onnx")
     return TrainResult(
         config=config,
         classes=dataset.classes,
         onnx=out,
         sha256=sha256,
         size_bytes=out.stat().st_size,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=sum(parameter.numel() for parameter in run.network.parameters()),
         history=tuple(run.history),
         best_epoch=run.best_epoch,
         val=run.best,
@@ -276,12 +266,33 @@ def train(
     )
 
 
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads; 0 leaves what it chose, one per core unless OMP_NUM_THREADS says otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _export(run: _Run, out: Path, unproven: Path) -> tuple[str, Parity]:
+    """Write the best network; the file appears under its name only when ONNX Runtime has agreed with torch."""
+    network = run.best_network()
+    sha256 = export_onnx(network, unproven, run.config.spec, run.classes, arch=run.config.arch)
+    parity = check_parity(network, unproven, run.val.images[:PARITY_PICTURES])
+    write_atomically(out, unproven.read_bytes())
+    unproven.unlink()
+    return sha256, parity
+
+
 class _Run:
     """A training run between two epochs; all that changes is in `state`."""
 
     def __init__(self, config: TrainConfig, pictures: Pictures, val: Pictures, classes: tuple[str, ...]) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.pictures, self.val = config, pictures, val
+        self.config, self.pictures, self.val, self.classes = config, pictures, val, classes
         self.channels = 1 if pictures.is_grey and val.is_grey else 3
         self.network = _channels_last(build_network(config.arch, len(classes), in_channels=self.channels))
         self.averaged = copy.deepcopy(self.network).eval()
@@ -291,7 +302,7 @@ class _Run:
         self.class_weights = torch.from_numpy((len(pictures.targets) / (len(classes) * counts)).astype(np.float32))
         self.position, self.seconds = 0.0, 0.0
         self.history: list[EpochRecord] = []
-        self.best: Validation | None = None
+        self.best = Validation(loss=math.inf, confusion=())
         self.best_epoch = 0
         self.best_weights: dict[str, torch.Tensor] = {}
 
@@ -350,7 +361,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "best_weights": self.best_weights,
             "best_epoch": self.best_epoch,
-            "best": None if self.best is None else dataclasses.asdict(self.best),
+            "best": dataclasses.asdict(self.best),
             "history": [dataclasses.asdict(record) for record in self.history],
             "position": self.position,
             "seconds": self.seconds,
@@ -369,10 +380,9 @@ class _Run:
         return len(self.history)
 
     def _keep_best(self, found: Validation, number: int) -> None:
-        if self.best is not None:
-            kept, new = ((v.balanced_recall, -v.loss) for v in (self.best, found))
-            if new <= kept:
-                return
+        kept, new = ((v.balanced_recall, -v.loss) for v in (self.best, found))
+        if self.best_epoch and new <= kept:
+            return
         self.best, self.best_epoch = found, number
         self.best_weights = {key: value.clone() for key, value in self.averaged.state_dict().items()}
 

@@ -55,8 +55,9 @@ def train_and_val(dataset: Dataset, seed: int) -> tuple[Mapping[str, Dataset], t
         DataError: no labels, one class only, a class that `train` lacks, or nothing left for `val`.
     """
     notices = []
+    whole = dataset.take("train")
+    _check_classes(whole)
     if "val" not in dataset.splits:
-        whole = dataset.take("train")
         dataset = assign_splits(whole, seed=seed, fractions={"train": 1 - VAL_SHARE, "val": VAL_SHARE})
         notices.append(
             f"{dataset.root} has no val split: {dataset.splits.get('val', 0)} of {len(whole)} images "
@@ -65,7 +66,7 @@ def train_and_val(dataset: Dataset, seed: int) -> tuple[Mapping[str, Dataset], t
         if "val" not in dataset.splits:
             raise DataError(f"{dataset.root}: {len(whole)} images are too few to keep some for val")
     parts = {name: dataset.take(name) for name in ("train", "val")}
-    _check_classes(parts["train"])
+    _check_classes(parts["train"])  # again: what became val may have been all that a class had
     lacking = [name for name, count in parts["val"].counts.items() if count == 0]
     if lacking:
         notices.append(f"val has no image of {', '.join(lacking)}: nothing is known about how well it is found")
@@ -91,11 +92,12 @@ def fitted_pictures(dataset: Dataset, spec: InputSpec) -> Pictures:
 
 
 def _pictures(dataset: Dataset, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Pictures:
-    images, broken = [], []
+    images: list[NDArray[np.uint8]] = []
+    broken: list[str] = []
     for sample in dataset:
         try:
             images.append(change(read_image(sample.path)))
-        except ImageError as error:
+        except ImageError as error:  # noqa: PERF203 - all broken ones are to be named
             broken.append(error.message)
     if broken:
         raise DataError(

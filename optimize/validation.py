@@ -42,8 +42,9 @@ class Validation:
 
     @property
     def balanced_recall(self) -> float:
-        """Mean recall of the classes that have images."""
-        return float(np.mean([recall for recall in self.recalls if recall is not None]))
+        """Mean recall of the classes that have images; 0 without any."""
+        recalls = [recall for recall in self.recalls if recall is not None]
+        return sum(recalls) / max(len(recalls), 1)
 
 
 def validate(network: Classifier, pictures: Pictures, *, channels: int, n_classes: int) -> Validation:

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from agent.cameras.decode import PICTURE_SUFFIXES, path_in_words, read_image
 from agent.config import FolderCameraConfig
@@ -170,10 +170,10 @@ def _part_id_from_name(name: str) -> str:
 
 def _list_pictures(root: Path) -> tuple[list[str], int]:
     """Relative paths of the pictures below a folder, in natural order, and how many other files there are."""
-    names, ignored = [], 0
+    names, ignored, suffixes = [], 0, tuple(PICTURE_SUFFIXES)
     try:
         for name in _files_below(root):
-            if name is not None and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES:
+            if name is not None and name.lower().endswith(suffixes):
                 names.append(name)
             else:
                 ignored += 1
@@ -217,7 +217,10 @@ def _leads_to_file_in(real_root: str, path: str) -> bool:
     return target.is_relative_to(real_root) and target.is_file()
 
 
+_NUMBERS = re.compile(r"([0-9]+)")
+
+
 def _natural_order(name: str) -> tuple[list[list[str | int]], str]:
     """Numbers by value; names that differ only in leading zeros stay in a fixed order."""
-    parts = [[int(t) if t.isdigit() else t for t in re.split(r"([0-9]+)", part)] for part in name.split("/")]
+    parts = [[int(t) if t.isdigit() else t for t in _NUMBERS.split(part)] for part in name.split("/")]
     return parts, name

@@ -83,7 +83,7 @@ class NewestFrame:
         """Take the newest frame; a fault when there is none that was not given before."""
         with self._changed:
             newest, self._slot = self._slot, None
-        if newest is None:
+        if newest is None or self._stop.is_set():
             return Fault(part=part, stage="capture", reason=self.lost or f"{self.name}: no new frame")
         return dataclasses.replace(newest, part=part)
 

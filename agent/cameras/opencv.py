@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -18,9 +19,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from agent.cameras.decode import path_in_words
+from agent.cameras.decode import decode_image, path_in_words
 from agent.config import OpenCvCameraConfig
-from agent.errors import CameraError
+from agent.errors import CameraError, ImageError
 from agent.frame import BgrImage, Fault, Frame, Part, Stamp
 from agent.log import log_event
 
@@ -46,8 +47,10 @@ class OpenCvCamera:
     for a try to open a stream again. For V4L2 devices OpenCV takes the first such time of a process, rounded up to
     seconds; a driver that hangs elsewhere is what the watchdog is for.
 
-    A frame that was damaged on its way is dropped by FFMPEG (MJPEG) or patched up from its neighbours (H.264, H.265);
-    OpenCV tells of neither. Use TCP for RTSP, which is what OpenCV does when nothing else is asked.
+    MJPEG is taken as packets and decoded by `decode_image`, so a damaged frame is a fault. Left to itself FFMPEG gives
+    a truncated one with the rest of the frame before it, which is the part before it (seen with OpenCV 4.8 and 5.0).
+    With H.264 and H.265 that can't be told from outside: what was lost on the way is patched up from neighbouring
+    frames in silence. For inspection prefer MJPEG, and TCP for RTSP (OpenCV's choice when nothing else is asked).
 
     Args:
         config: the source and its time limits.
@@ -66,7 +69,7 @@ class OpenCvCamera:
         self._lost: str | None = None
         self._sequence = 0
         self._size: tuple[int, int] | None = None
-        self._waiting: _Grabbed | str | None = None  # a grabbed frame, or why there is none: for the next read
+        self._waiting: collections.deque[_Grabbed | str] = collections.deque()  # frames, or reasons why there is none
         self._wait_s = config.reopen_s
         self._retry_at = 0.0
         if self._source.kind != "device" and (config.width_px or config.height_px or config.fps):
@@ -94,7 +97,7 @@ class OpenCvCamera:
     @property
     def ended(self) -> bool:
         """The video file is at its end; a live source never ends, it is lost."""
-        return self._closed.is_set() or (self._ended and self._waiting is None)
+        return self._closed.is_set() or (self._ended and not self._waiting)
 
     @property
     def lost(self) -> str | None:
@@ -103,38 +106,25 @@ class OpenCvCamera:
 
     def poll(self, timeout_s: float) -> bool:
         """Grab the next frame, unless one waits; opens a lost source again when that is due."""
-        if self._waiting is not None:
-            return not self._closed.is_set()
         if self.ended:
             return False
-        if self._capture is None:
+        if not self._waiting and self._capture is None:
             self._reopen(timeout_s)
-        if self._capture is None or self._closed.is_set():
-            return False
-        started_ns = time.monotonic_ns()
-        if _grab(self._capture):
-            self._grabbed(started_ns)
-        elif self._source.kind == "file":
-            self._finish(self._capture)
-        else:
-            took_ms = (time.monotonic_ns() - started_ns) / 1e6
-            silent = took_ms >= 0.9 * self._config.read_timeout_ms
-            self._lose(f"no frame for {took_ms:,.0f} ms" if silent else "it ended, or the connection broke")
-        return self._waiting is not None
+        if not self._waiting and self._capture is not None:
+            self._grab(self._capture)
+        return bool(self._waiting)
 
     def read(self, part: Part) -> Frame | Fault:
         """Decode the grabbed frame; without one, wait for one as long as `read_timeout_ms`."""
-        if self._waiting is None:
-            self.poll(self._config.read_timeout_ms / 1000)
-        waiting, self._waiting = self._waiting, None
-        if not isinstance(waiting, _Grabbed) or self._capture is None or self._closed.is_set():
-            reason = waiting or self._lost or f"{self._source.shown}: there is no frame"
-            return Fault(part=part, stage="capture", reason=str(reason))
+        there = self.poll(self._config.read_timeout_ms / 1000)
+        waiting = self._waiting.popleft() if there else self._lost or f"{self._source.shown}: there is no frame"
+        if not isinstance(waiting, _Grabbed) or self._capture is None:
+            return Fault(part=part, stage="capture", reason=str(waiting))
         started_ns = time.monotonic_ns()
-        image = _retrieve(self._capture)
-        if image is None:
-            reason = f"{self._source.shown}: frame {waiting.sequence} can't be decoded"
-            return Fault(part=part, stage="capture", reason=reason)
+        try:
+            image = _retrieve(self._capture, f"{self._source.shown}: frame {waiting.sequence}")
+        except ImageError as error:
+            return Fault(part=part, stage="capture", reason=error.message)
         self._note_size(image)
         return Frame(
             part=part,
@@ -153,12 +143,30 @@ class OpenCvCamera:
             self._capture.release()
             self._capture = None
 
-    def _grabbed(self, started_ns: int) -> None:
+    def _grab(self, capture: cv2.VideoCapture) -> None:
+        """Put the next frame, or what came in its place, into `_waiting`; or find out that nothing will come."""
+        started_ns = time.monotonic_ns()
+        grabbed = _grab(capture)
+        took_ms = (time.monotonic_ns() - started_ns) / 1e6
+        silent = took_ms >= 0.9 * self._config.read_timeout_ms
+        if not grabbed and not silent and _grab(capture):
+            # FFMPEG says the same of one bad frame as of the end, but after a bad one it goes on.
+            self._sequence += 1
+            self._waiting.append(f"{self._source.shown}: frame {self._sequence} can't be decoded")
+            grabbed = True
+        if grabbed:
+            self._note_frame(started_ns)
+        elif self._source.kind == "file":
+            self._finish(capture)
+        else:
+            self._lose(f"no frame for {took_ms:,.0f} ms" if silent else "it ended, or the connection broke")
+
+    def _note_frame(self, started_ns: int) -> None:
         self._sequence += 1
         at = Stamp.now()
         # Waiting for a live source to expose is no cost; a file only ever decodes.
         cost_ms = (at.mono_ns - started_ns) / 1e6 if self._source.kind == "file" else 0.0
-        self._waiting = _Grabbed(self._sequence, at, cost_ms)
+        self._waiting.append(_Grabbed(self._sequence, at, cost_ms))
         self._lost, self._wait_s = None, self._config.reopen_s
 
     def _finish(self, capture: cv2.VideoCapture) -> None:
@@ -166,10 +174,8 @@ class OpenCvCamera:
         promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         # Where a container does not count its frames FFMPEG estimates: one frame or one percent may be missing.
         if 0 < self._sequence < promised - max(1, promised // 100):
-            self._waiting = (
-                f"{self._source.shown}: the video stops after {self._sequence} of {promised} frames, "
-                "it is cut off or damaged there"
-            )
+            where = f"after {self._sequence} of {promised} frames"
+            self._waiting.append(f"{self._source.shown}: the video stops {where}, it is cut off or damaged there")
 
     def _lose(self, reason: str) -> None:
         if self._capture is not None:
@@ -246,7 +252,9 @@ def _quiet_libraries(config: OpenCvCameraConfig) -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(math.ceil(config.read_timeout_ms / 1000)))
     if "OPENCV_LOG_LEVEL" not in os.environ:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+        errors_only = 2
+        set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4, OpenCV 5
+        set_level(errors_only)
 
 
 def _open_capture(source: _Source, config: OpenCvCameraConfig) -> cv2.VideoCapture | None:
@@ -265,6 +273,7 @@ def _open_capture(source: _Source, config: OpenCvCameraConfig) -> cv2.VideoCaptu
     except cv2.error:
         return None
     if capture.isOpened():
+        _ask_for_packets(capture, source)
         return capture
     capture.release()
     return None
@@ -281,6 +290,17 @@ def _ask_device(capture: cv2.VideoCapture, config: OpenCvCameraConfig) -> None:
             capture.set(key, value)
 
 
+def _ask_for_packets(capture: cv2.VideoCapture, source: _Source) -> None:
+    """Take MJPEG undecoded; `_retrieve` sees from what comes whether that was granted."""
+    fourcc = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
+    if fourcc.to_bytes(4, "little").upper() not in (b"MJPG", b"JPEG"):
+        return
+    if source.kind == "device":
+        capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
+    else:
+        capture.set(cv2.CAP_PROP_FORMAT, -1)
+
+
 def _grab(capture: cv2.VideoCapture) -> bool:
     try:
         return bool(capture.grab())
@@ -288,17 +308,25 @@ def _grab(capture: cv2.VideoCapture) -> bool:
         return False
 
 
-def _retrieve(capture: cv2.VideoCapture) -> BgrImage | None:
-    """The grabbed frame as a new (H, W, 3) uint8 array."""
+def _retrieve(capture: cv2.VideoCapture, source: str) -> BgrImage:
+    """The grabbed frame as a new (H, W, 3) uint8 BGR array.
+
+    Raises:
+        ImageError: there is none, or it is damaged.
+    """
     try:
         good, image = capture.retrieve()
-    except cv2.error:
-        return None
+    except cv2.error as error:
+        raise ImageError(f"{source}: can't be decoded") from error
     if not good or image is None or image.dtype != np.uint8 or not image.size:
-        return None
+        raise ImageError(f"{source}: is empty or can't be decoded")
+    if image.ndim == 2 and image.shape[0] == 1:  # a packet
+        return decode_image(image.tobytes(), source=source)
     if image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    return np.ascontiguousarray(image, dtype=np.uint8) if image.shape[2] == 3 else None
+    if image.shape[2] != 3:
+        raise ImageError(f"{source}: has {image.shape[2]} channels, expected 3")
+    return np.ascontiguousarray(image, dtype=np.uint8)
 
 
 _RIGHTS_HINTS = {
@@ -329,6 +357,10 @@ def _why_not_open(source: _Source, config: OpenCvCameraConfig) -> CameraError:
             f"{source.shown}: is no video device that delivers pictures, or another program holds it",
             hint="`v4l2-ctl --list-devices` shows the devices, `fuser -v DEVICE` shows who holds one",
         )
+    return _why_no_video(source, found)
+
+
+def _why_no_video(source: _Source, found: os.stat_result) -> CameraError:
     if stat.S_ISDIR(found.st_mode):
         return CameraError(f"{source.shown}: is a folder, expected a video", hint="pictures: set camera.kind to folder")
     problem = "no video that OpenCV can read: another kind of file, cut off before its index, or an unknown codec"

@@ -79,8 +79,18 @@ def _overlay(verdict: Any, target: Path | None, *, many: bool) -> Path | None:
     source = Path(verdict.inspection.part.id)
     is_folder = many or not target.suffix
     path = target / f"{source.stem}.overlay.png" if is_folder else target
-    write_picture(path, draw_verdict(verdict))
+    _write_png(path, draw_overlay(verdict))
     return path
+
+
+def _write_png(path: Path, image: Any) -> None:
+    import cv2
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    except OSError as error:
+        raise ConfigError(f"--overlay: {path}: can't be written ({error.strerror})") from error
 
 
 def _as_json(verdict: Any, overlay: Path | None) -> dict[str, Any]:

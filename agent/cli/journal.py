@@ -75,7 +75,7 @@ def _tail(reader: Any, args: argparse.Namespace) -> None:
     while True:
         for row in rows:
             last = row.rec
-            print(json.dumps(row.message, ensure_ascii=False) if args.json else _line(row.message), flush=True)
+            print(row.body.decode() if args.json else _line(json.loads(row.body)), flush=True)
         if not args.follow:
             return
         time.sleep(0.5)
@@ -103,7 +103,7 @@ def _stats(reader: Any, *, as_json: bool) -> None:
 
 
 def _export(reader: Any, args: argparse.Namespace) -> None:
-    rows = reader.read(first=args.first, last=args.last)
+    rows = reader.read(first=args.first or 1, last=args.last)
     if args.out is None:
         _write(rows, args.format, sys.stdout)
         return
@@ -121,9 +121,9 @@ def _write(rows: Iterator[Any], form: str, file: TextIO | io.TextIOBase) -> int:
     if writer is not None:
         writer.writerow(COLUMNS)
     for count, row in enumerate(rows, start=1):  # noqa: B007 - the count is the result
-        m = row.message
+        m = json.loads(row.body)
         if writer is None:
-            file.write(json.dumps(m, ensure_ascii=False) + "\n")
+            file.write(row.body.decode() + "\n")
         else:
             image = m.get("image") or {}
             writer.writerow([image.get("sha256") if c == "image_sha256" else _safe(m.get(c)) for c in COLUMNS])

@@ -13,7 +13,16 @@ from pathlib import Path
 
 from agent.errors import JournalError
 
-__all__ = ["DiskFullError", "Reserve", "StateLock", "free_bytes", "headroom_bytes", "is_full", "make_private_dir"]
+__all__ = [
+    "DiskFullError",
+    "Reserve",
+    "StateLock",
+    "free_bytes",
+    "headroom_bytes",
+    "is_full",
+    "make_private_dir",
+    "sync_directory",
+]
 
 MAX_HEADROOM_BYTES = 16 << 20
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -45,18 +54,34 @@ def headroom_bytes(path: Path) -> int:
 
 
 def make_private_dir(path: Path) -> None:
-    """Make a directory that only we can enter (0700); one that is there keeps its mode.
+    """Make a directory that only we can enter (0700), durably; one that is there keeps its mode.
 
     Raises:
         JournalError: it can't be made, or something else has its name.
     """
+    if path.is_dir():
+        return
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_directory(path.parent)
     except OSError as error:
         raise JournalError(
             f"{path}: can't be made a directory ({error.strerror})",
             hint="check journal.state_dir in the configuration, and that the agent's user may write there",
         ) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make names that were put into a directory durable.
+
+    Raises:
+        OSError: what the disk said.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class StateLock:

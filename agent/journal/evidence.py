@@ -21,6 +21,7 @@ import numpy as np
 from agent.config import EvidenceConfig
 from agent.errors import JournalError
 from agent.frame import BgrImage
+from agent.journal.disk import sync_directory
 
 __all__ = ["ImageFiles", "Picture", "encode_picture"]
 
@@ -190,7 +191,7 @@ class ImageFiles:
     def _write_day(self, day: str, pictures: Sequence[Picture]) -> None:
         if not (self.root / _day(day)).is_dir():
             (self.root / day).mkdir(mode=0o700, exist_ok=True)
-            _sync_directory(self.root)
+            sync_directory(self.root)
         with self._folder(day) as folder:
             for picture in pictures:
                 _write_file(folder, _name(picture.id, FULL), picture.full)
@@ -220,14 +221,6 @@ def _write_file(folder: int, name: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=folder)
         raise
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _day(day: str) -> str:

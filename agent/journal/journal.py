@@ -101,7 +101,8 @@ class Journal:
             station: ROOT of every topic.
             clock_state: `synced`, `unsynced` or `unknown`; asked once per transaction.
             recipe: its name in every verdict; empty for none.
-            publish: False for a station without a broker: no messages are kept for one, and verdicts grow old at once.
+            publish: False for a station without a broker: no messages are kept for one, and verdicts grow old at once;
+                what an earlier run left in the outbox stays there.
             clock: the present moment.
 
         Raises:

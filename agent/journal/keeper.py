@@ -1,7 +1,7 @@
 """Keeper: the pictures' quota, and what is given up when the disk is full.
 
-The order of sacrifice: pictures, oldest record first; then new pictures are not kept; then the reserve. A verdict is
-never given up. Every loss is told in an event, many losses in one.
+The order of sacrifice: pictures, oldest record first, and no new ones are kept; then the space of the write-ahead log;
+then the reserve. A verdict is never given up. Every loss is told in an event, many losses in one.
 """
 
 from __future__ import annotations
@@ -152,10 +152,11 @@ class Keeper:
         Returns:
             False when nothing is left to give up.
         """
-        if self._make_room(now):
+        if self._make_room(now) or self._store.shrink():
             return True
         if not self._reserve.release():
             return False
+        self._store.save_space(True)
         self.tell(
             "disk_full", "alarm", "the disk is full: verdicts are written into the reserve, without pictures", now,
             free_bytes=free_bytes(self._dir),
@@ -174,6 +175,7 @@ class Keeper:
         free = free_bytes(self._dir)
         if self.short and free >= headroom_bytes(self._dir):
             self.short = False
+            self._store.save_space(False)
             self.tell("disk_recovered", "info", "there is space again: pictures are kept", now, free_bytes=free)
 
     def tell_losses(self, now: Stamp, *, at_once: bool = False) -> None:

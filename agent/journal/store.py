@@ -24,6 +24,8 @@ OLDEST_IMAGES = """
 SELECT i.rec, i.id, i.day, i.bytes, o.seq IS NOT NULL
 FROM images i LEFT JOIN outbox o ON o.seq = i.seq WHERE i.evicted = 0 AND i.rec > ? ORDER BY i.rec LIMIT 256
 """
+WORTHWHILE_BYTES = 64 << 10
+KEPT_BOOTS = 10_000
 UPDATE_STATE = """
 UPDATE state SET last_rec = ?, last_seq = ?, n_ok = ?, n_defect = ?, n_review = ?, n_error = ?, n_evicted = ?,
 lived_ms = ?, utc_ms = ?
@@ -97,9 +99,15 @@ class Store:
         return None if row is None else int(row[0])
 
     def boot_exists(self, boot: str) -> bool:
-        """Whether a start of the agent had this name before."""
+        """Whether a start of the agent had this name before, and left something under it."""
         with sqlite_errors(self.path, "read"):
-            return self._db.execute("SELECT 1 FROM boots WHERE boot = ?", (boot,)).fetchone() is not None
+            return any(
+                self._db.execute(query, (boot,)).fetchone() is not None
+                for query in (
+                    "SELECT 1 FROM boots WHERE boot = ?",
+                    "SELECT 1 FROM verdicts WHERE trigger_boot = ? LIMIT 1",
+                )
+            )
 
     def triggers(self, limit: int) -> list[tuple[str, Part]]:
         """Parts that were triggered and have no verdict, oldest first, with the boot that triggered them."""
@@ -161,14 +169,31 @@ class Store:
             gone = self._db.execute("DELETE FROM verdicts WHERE rec <= ?", (last,)).rowcount
         return gone, images
 
-    def tidy(self) -> None:
-        """Move the write-ahead log into the database, as far as readers and the disk allow."""
+    def shrink(self) -> bool:
+        """Move the write-ahead log into the database and give its space back, as far as readers and the disk allow.
+
+        Returns:
+            Whether that made room worth trying again for.
+        """
+        before = self._log_bytes()
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return before - self._log_bytes() >= WORTHWHILE_BYTES
 
     def close(self) -> None:
         """Close the connection."""
         self._db.close()
+
+    def save_space(self, saving: bool) -> None:
+        """Keep the write-ahead log at 256 kB rather than 4 MB: the reserve is for the records, not for the log."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute(f"PRAGMA wal_autocheckpoint = {64 if saving else 1000}")
+
+    def _log_bytes(self) -> int:
+        try:
+            return Path(f"{self.path}-wal").stat().st_size
+        except OSError:
+            return 0
 
     def _retirable(self, before_lived_ms: int, limit: int) -> int | None:
         first_unpublished = self._db.execute(
@@ -184,6 +209,8 @@ class Store:
     def _write(self, plan: Plan) -> int:
         db, state = self._db, plan.state
         db.executemany("INSERT INTO boots VALUES (?, ?, ?, ?)", plan.boots)
+        if plan.boots:  # a device that restarts in a loop must not fill its disk with starts
+            db.execute("DELETE FROM boots WHERE rowid <= (SELECT max(rowid) FROM boots) - ?", (KEPT_BOOTS,))
         db.executemany(INSERT_TRIGGER, plan.triggers)
         db.executemany("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", plan.verdicts)
         db.executemany("DELETE FROM triggers WHERE boot = ? AND sequence = ?", plan.answered)

@@ -289,7 +289,7 @@ class Writer:
         now = self._setting.clock()
         self._keeper.tell_losses(now, at_once=True)
         self._commit([], [], now)
-        self._store.tidy()
+        self._store.shrink()
 
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, JournalError):

@@ -102,6 +102,7 @@ def _tls_context(config: TlsConfig) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=config.ca_file)
     except (OSError, ValueError) as error:
         raise _bad_file("mqtt.tls.ca_file", config.ca_file, error) from error
+    context.sslsocket_class = _CarefulSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if config.key_file is not None and config.cert_file is None:
         raise ConfigError("mqtt.tls.key_file: a key without mqtt.tls.cert_file", hint="set mqtt.tls.cert_file too")
@@ -111,6 +112,17 @@ def _tls_context(config: TlsConfig) -> ssl.SSLContext:
         except (OSError, ValueError) as error:
             raise _bad_file("mqtt.tls.cert_file", config.cert_file, error) from error
     return context
+
+
+class _CarefulSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails: paho leaves that to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
 
 
 def _no_passphrase() -> str:

@@ -39,7 +39,7 @@ class TellEvent(Protocol):
     """`Journal.event`: something that a person should know of."""
 
     def __call__(
-        self, name: str, severity: Literal["info", "warning", "alarm"], text: str, **data: str | float | bool | None
+        self, name: str, severity: Literal["info", "warning", "alarm"], text: str, /, **data: str | float | bool | None
     ) -> object:
         """Record it."""
 
@@ -257,7 +257,6 @@ class Drain:
         self._lanes.forget(row)
         self._pace.left()
         self._report.set_aside += 1
-        tell("message_set_aside", logging.WARNING, kind=row.kind, topic=row.topic, rec=row.rec, reason=reason)
         self._after_change()
 
     def _after_change(self) -> None:
@@ -289,7 +288,7 @@ class Drain:
             return
         self._strikes = self._strikes + 1 if head.seq == self._struck else 1
         self._struck = head.seq
-        if self._strikes >= LOSSES_TO_SUSPECT:
+        if self._strikes >= LOSSES_TO_SUSPECT or trouble.cause == "silent":
             self._lanes.suspect(head)
 
     def _forget_flights(self) -> None:

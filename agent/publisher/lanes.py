@@ -28,8 +28,14 @@ connection was cut when only this message was under way, or nothing came back.""
 
 FAILURES_TO_SET_ASIDE = 3
 REFUSALS_TO_HOLD = 2
-FIRST_DELAY_S = 1.0
-LONGEST_DELAY_S = 30.0
+DELAYS_S: dict[Failure, tuple[float, float]] = {
+    "refused": (1.0, 30.0),
+    "refused alone": (1.0, 30.0),
+    "cut": (1.0, 300.0),
+    "silent": (10.0, 300.0),
+}
+"""First and longest wait. A try that costs the connection also publishes the will, and one that ends in silence keeps
+everything waiting for twice the keep-alive: both become rare."""
 
 
 class Outcome(enum.Enum):
@@ -69,7 +75,7 @@ class _Lane:
     held_since: float | None = None
     reason: str = ""
     retry_at: float = 0.0
-    delay_s: float = FIRST_DELAY_S
+    delay_s: float = 0.0
     first_waiting: int | None = None
 
 
@@ -157,7 +163,6 @@ class Lanes:
         if lane.first_waiting is not None:
             self._rewind = lane.first_waiting if self._rewind is None else min(self._rewind, lane.first_waiting)
         lane.first_waiting = lane.held_since = None
-        lane.delay_s = FIRST_DELAY_S
         for suspect in self._suspects.values():
             if suspect.row.kind == kind:
                 suspect.retry_at = 0.0
@@ -187,8 +192,9 @@ class Lanes:
         if suspect.proven >= FAILURES_TO_SET_ASIDE:
             self.forget(row)
             return Outcome.SET_ASIDE
-        suspect.retry_at = now + min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** (suspect.failures - 1))
-        return self._slow_down(lane, reason, now)
+        first_s, longest_s = DELAYS_S[how]
+        suspect.retry_at = now + min(longest_s, first_s * 2.0 ** (suspect.failures - 1))
+        return self._slow_down(lane, how, reason, now)
 
     def _count(self, suspect: _Suspect, lane: _Lane, how: Failure) -> None:
         others = lane.accepted > suspect.seen_of_kind
@@ -199,14 +205,16 @@ class Lanes:
         suspect.failures += 1
         suspect.seen_of_kind, suspect.seen_of_all = lane.accepted, self._accepted
 
-    def _slow_down(self, lane: _Lane, reason: str, now: float) -> Outcome:
+    def _slow_down(self, lane: _Lane, how: Failure, reason: str, now: float) -> Outcome:
         lane.refusals += 1
+        first_s, longest_s = DELAYS_S[how]
         if lane.held_since is not None:
             if now >= lane.retry_at:  # the one that tries; others were under way when the lane was held
-                lane.delay_s = min(LONGEST_DELAY_S, 2 * lane.delay_s)
+                lane.delay_s = min(longest_s, 2 * lane.delay_s)
                 lane.retry_at = now + lane.delay_s
             return Outcome.TRY_LATER
         if lane.refusals < REFUSALS_TO_HOLD:
             return Outcome.TRY_LATER
-        lane.held_since, lane.reason, lane.retry_at = now, reason, now + lane.delay_s
+        lane.held_since, lane.reason = now, reason
+        lane.delay_s, lane.retry_at = first_s, now + first_s
         return Outcome.LANE_HELD

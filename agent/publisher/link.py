@@ -126,7 +126,7 @@ class Link:
         """Wait for the network, and serve it; True when one of the file descriptors became readable first or too."""
         sock = self._client.socket()
         if sock is None:
-            self._fail(words.lost(self._log.text, ready=self.ready))
+            self._fail(self._loss())
             return False
         poll, sock_fd = select.poll(), sock.fileno()
         poll.register(sock_fd, select.POLLIN | (select.POLLOUT if self.wants_write else 0))
@@ -142,7 +142,11 @@ class Link:
 
     def _read(self) -> None:
         while self.trouble is None:
-            self._client.loop_read()
+            try:
+                self._client.loop_read()
+            except Exception as error:  # paho's decoders raise whatever they stumble over; mosquitto 2.0 makes them
+                self._fail(words.nonsense(error))
+                return
             sock: Any = self._client.socket()
             # Bytes that TLS has already decrypted never make the socket readable again.
             if sock is None or not (hasattr(sock, "pending") and sock.pending()):
@@ -175,7 +179,7 @@ class Link:
         properties = self._packed(content_type) if self.protocol == "5" else None
         info = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if info.rc != mqtt.MQTT_ERR_SUCCESS and self.trouble is None:
-            self._fail(words.lost(self._log.text, ready=self.ready))
+            self._fail(self._loss())
         return info.mid if self.trouble is None else None
 
     def _packed(self, content_type: str) -> _Packed:
@@ -204,6 +208,9 @@ class Link:
         if sock is not None:
             with contextlib.suppress(OSError):
                 sock.close()
+
+    def _loss(self) -> Trouble:
+        return words.lost(self._log.text, ready=self.ready, tls=self._access.tls is not None)
 
     def _fail(self, trouble: Trouble) -> None:
         """The first reason is the true one; what follows is its echo."""
@@ -234,7 +241,7 @@ class Link:
         elif reason.value == KEEPALIVE_TIMEOUT:
             self._fail(words.silent("the broker did not answer", 2 * self._access.keepalive_s))
         else:
-            self._fail(words.lost(self._log.text, ready=self.ready))
+            self._fail(self._loss())
 
     def _on_publish(self, _client: mqtt.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
         self._acks.append(Ack(mid, reason.value, str(reason) if reason.value else ""))

@@ -46,6 +46,7 @@ class Report:
 
     Attributes:
         held: kinds of message that the broker does not take now, with its reason.
+        status_refused: why the broker did not take the last status, or empty.
         turned_at: the thread's last sign of life, monotonic seconds.
     """
 
@@ -57,6 +58,7 @@ class Report:
         self.unheard = 0
         self.bugs = 0
         self.held: dict[str, str] = {}
+        self.status_refused = ""
         self.turned_at = time.monotonic()
         self._connected = False
         self._protocol = ""

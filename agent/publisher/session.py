@@ -61,7 +61,6 @@ class Session:
         self._status_mid: int | None = None
         self._status_sent_at = 0.0
         self._status_retry_at: float | None = None
-        self._status_refused = ""
         self._born = False
         self._told_held: str | None = None
         self._journal_at = 0.0
@@ -153,9 +152,9 @@ class Session:
         else:
             self._report.refused += 1
             self._status_retry_at = now + STATUS_RETRY_S
-        if refused and refused != self._status_refused:
+        if refused and refused != self._report.status_refused:
             tell("status_refused", logging.WARNING, topic=self._face.status_topic, reason=refused)
-        self._status_refused = refused
+        self._report.status_refused = refused
 
     def _move(self, now: float) -> None:
         """Send messages once the birth is acknowledged: it comes first, and proves that the broker takes something."""

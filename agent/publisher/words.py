@@ -19,6 +19,7 @@ __all__ = [
     "from_error",
     "lost",
     "mute",
+    "nonsense",
     "refusal",
     "silent",
 ]
@@ -122,6 +123,7 @@ def from_error(error: Exception, host: str, port: int) -> Trouble:
     return Trouble(cause="unreachable", words=f"{where} can't be reached ({reason})", hint="check the network")
 
 
+_CERTIFICATE_HINT = "check mqtt.tls.cert_file and key_file: the broker must trust the CA that signed our certificate"
 _PORT_HINT = "is this an MQTT port? 8883 usually wants mqtt.tls, 1883 usually does not"
 
 
@@ -132,13 +134,9 @@ def _from_tls(error: ssl.SSLError, where: str) -> Trouble:
     reason = error.reason or str(error)
     if reason in {"WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "RECORD_LAYER_FAILURE"}:
         return Trouble(cause="refused", words=f"{where} does not speak TLS here", hint=_PORT_HINT)
-    return Trouble(cause="refused", words=f"{where}: TLS failed ({reason})", hint=_tls_hint(reason))
-
-
-def _tls_hint(reason: str) -> str:
-    if "CERTIFICATE" in reason.upper() or "UNKNOWN_CA" in reason.upper():
-        return "check mqtt.tls.cert_file and key_file against the CA that the broker trusts"
-    return "the broker must speak TLS 1.2 or newer; check mqtt.tls"
+    certificate = "CERTIFICATE" in reason.upper() or "UNKNOWN_CA" in reason.upper()
+    hint = _CERTIFICATE_HINT if certificate else "the broker must speak TLS 1.2 or newer; check mqtt.tls"
+    return Trouble(cause="refused", words=f"{where}: TLS failed ({reason})", hint=hint)
 
 
 def from_connack(code: int, name: str, *, user: str, client_id: str) -> Trouble:
@@ -162,22 +160,28 @@ def from_disconnect(code: int, name: str) -> Trouble:
     return Trouble(cause="cut", words=f"the broker closed the connection: {name} (0x{code:02x})")
 
 
-def lost(log: str, *, ready: bool) -> Trouble:
+def lost(log: str, *, ready: bool, tls: bool) -> Trouble:
     """Say what a connection that just ended tells.
+
+    With TLS 1.3 a client learns that its certificate is refused only after the handshake, by an alert that may be lost.
 
     Args:
         log: what paho logged as an error, or empty.
         ready: whether the broker had accepted us before.
+        tls: whether TLS is spoken.
     """
-    if "alert" in log.lower() or "CERTIFICATE" in log:
-        return Trouble(
-            cause="refused",
-            words=f"the broker refused us in the TLS handshake ({log})",
-            hint="check mqtt.tls.cert_file and key_file against the CA that the broker trusts",
-        )
+    if tls and "alert" in log.lower():
+        return Trouble(cause="refused", words=f"the broker ended TLS ({log})", hint=_CERTIFICATE_HINT)
     if not ready:
-        return Trouble(cause="early", words="the broker closed the connection before it answered", hint=_PORT_HINT)
+        hint = _CERTIFICATE_HINT if tls else _PORT_HINT
+        return Trouble(cause="early", words="the broker closed the connection before it answered", hint=hint)
     return Trouble(cause="cut", words=f"the connection broke ({log})" if log else "the broker closed the connection")
+
+
+def nonsense(error: Exception) -> Trouble:
+    """Say that what came back is no MQTT."""
+    what = f"the other side sent what is no MQTT ({type(error).__name__}: {error})"
+    return Trouble(cause="cut", words=what, hint=_PORT_HINT)
 
 
 def mute(seconds: float) -> Trouble:

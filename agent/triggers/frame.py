@@ -35,8 +35,8 @@ class FrameSource(Protocol):
 class EachFrame:
     """A part for each frame that can be read; the caller reads it before it asks for the next part.
 
-    Ids are the camera's where it has one for the frame (a file's name). Else they are `PREFIX-20260131T091403127-17`: UTC to the millisecond and the number within this run, so that they stay
-    apart from those of earlier runs.
+    Ids are the camera's where it has one for the frame (a file's name). Else they are `PREFIX-20260131T091403127-17`:
+    UTC to the millisecond and the number within this run, so that they stay apart from those of earlier runs.
 
     Args:
         camera: what offers frames.

@@ -102,16 +102,21 @@ def _lines(report: BuildReport, recipe: Recipe) -> Iterator[str]:
     sizes, latency = report.size_bytes, report.latency_ms
     yield f"{report.bundle.path}  ({manifest.name} {manifest.version}, {len(report.bundle.entries)} files)"
     yield ""
-    yield f"{'':22}{'FP32':>12}{'INT8':>12}"
-    yield f"{f'accuracy on {fp32.n} val':22}{fp32.accuracy:>12.2%}{int8.accuracy:>12.2%}   {_drop(report.drop_points)}"
-    for name in fp32.classes:
-        yield f"  {'recall ' + name:20.20}{_rate(fp32.per_class[name].recall)}{_rate(int8.per_class[name].recall)}"
+    width = 2 + max(20, *(len(f"recall {name}") + 2 for name in fp32.classes))
+    yield f"{'':{width}}{'FP32':>12}{'INT8':>12}"
     yield (
-        f"{'latency, median':22}{latency['fp32']:>9.2f} ms{latency['int8']:>9.2f} ms   "
+        f"{f'accuracy on {fp32.n} val':{width}}{fp32.accuracy:>12.2%}{int8.accuracy:>12.2%}   "
+        f"{_drop(report.drop_points)}"
+    )
+    for name in fp32.classes:
+        rates = _rate(fp32.per_class[name].recall) + _rate(int8.per_class[name].recall)
+        yield f"  {f'recall {name}':{width - 2}}{rates}"
+    yield (
+        f"{'latency, median':{width}}{latency['fp32']:>9.2f} ms{latency['int8']:>9.2f} ms   "
         f"{report.speedup:.2f} times as fast"
     )
     yield (
-        f"{'size':22}{sizes['fp32'] / 1e6:>9.2f} MB{sizes['int8'] / 1e6:>9.2f} MB   "
+        f"{'size':{width}}{sizes['fp32'] / 1e6:>9.2f} MB{sizes['int8'] / 1e6:>9.2f} MB   "
         f"{sizes['fp32'] / sizes['int8']:.1f} times smaller"
     )
     yield f"measured on {report.machine}"

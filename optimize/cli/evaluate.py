@@ -85,6 +85,7 @@ def _origin(bundle: Bundle, engine: str, split: str | None) -> dict[str, Any]:
     return {
         "bundle": f"{bundle.manifest.name}-{bundle.manifest.version}",
         "bundle_digest": bundle.digest,
+        "gate_passed": bundle.manifest.gate_passed,
         "engine": engine,
         "split": split,
     }
@@ -107,6 +108,8 @@ def _lines(card: Scorecard, bundle: Bundle, engine: str, split: str | None) -> I
     yield from _confusion_table(card)
     for entry in card.unjudged:
         yield f"error: {entry.file}: {entry.reason}"
+    for reason in bundle.manifest.gate_reasons:
+        yield f"note: this bundle failed its gate at the build: {reason}"
     for failure in card.failures:
         yield f"FAILED: {failure}"
 

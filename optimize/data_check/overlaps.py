@@ -5,37 +5,29 @@ of the overlap decides. Two stages keep it cheap: small surfaces propose for eve
 full ones decide for the few that are left (about 2 ms). Only pairs that matter are looked at: across splits where the
 set has splits, never within one `group`.
 
-Not searched for: a crop that was rotated, mirrored or scaled, and pairs across classes (their hashes are).
+Not searched for: a crop that was rotated, mirrored or scaled, and shifted crops in different classes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from optimize.data_check.pairs import Pair
 from optimize.data_check.pictures import Picture
-from optimize.data_check.surfaces import (
-    COARSE_EDGE,
-    FINE_EDGE,
-    Shift,
-    Surface,
-    correlation,
-    overlap_share,
-    surfaces_of,
-)
+from optimize.data_check.surfaces import COARSE_EDGE, FINE_EDGE, Shift, Surface, correlation, overlap_share
 from optimize.dataset import Sample
 from optimize.progress import Progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MIN_CORRELATION", "MIN_SHARE", "Pair", "find_overlaps"]
+__all__ = ["MIN_CORRELATION", "MIN_SHARE", "find_overlaps"]
 
 MIN_CORRELATION = 0.5
 """Of the locally normalised overlap. Nine in ten true overlaps of NEU steel have more than 0.7."""
@@ -55,35 +47,14 @@ _REFINE_PX = 7
 _EPSILON = 1e-3
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """Two pictures that show the same surface, in part or in whole.
-
-    Attributes:
-        first: index of a picture.
-        second: index of the other.
-        shift_px: right and down: where the second one's corner lies on the first, in stored pixels.
-        share: of the smaller picture, 0 to 1.
-        correlation: of the overlap, -1 to 1.
-        peak: height of the phase peak, in deviations.
-    """
-
-    first: int
-    second: int
-    shift_px: tuple[int, int]
-    share: float
-    correlation: float
-    peak: float
-
-
-def find_overlaps(pictures: Sequence[Picture], progress: Progress) -> list[Pair]:
+def find_overlaps(pictures: Sequence[Picture], surfaces: Mapping[int, Surface], progress: Progress) -> list[Pair]:
     """Find all overlapping pairs that matter, class by class.
 
     Args:
         pictures: all readable pictures; the pairs' indices count in this order.
+        surfaces: theirs.
         progress: told which picture is compared with the others.
     """
-    surfaces = {s.index: s for s in surfaces_of(pictures)}
     work = _work(pictures, surfaces)
     search = _Search(surfaces)
     found: list[Pair] = []
@@ -94,7 +65,7 @@ def find_overlaps(pictures: Sequence[Picture], progress: Progress) -> list[Pair]
     return found
 
 
-def _work(pictures: Sequence[Picture], surfaces: dict[int, Surface]) -> list[tuple[int, list[int]]]:
+def _work(pictures: Sequence[Picture], surfaces: Mapping[int, Surface]) -> list[tuple[int, list[int]]]:
     """Each picture with the later ones of its class that must not show the same surface."""
     by_class: dict[str | None, list[int]] = defaultdict(list)
     for index in surfaces:
@@ -117,7 +88,7 @@ def _matters(first: Sample, second: Sample) -> bool:
 class _Search:
     """The two stages, with the spectra that they need."""
 
-    def __init__(self, surfaces: dict[int, Surface]) -> None:
+    def __init__(self, surfaces: Mapping[int, Surface]) -> None:
         self._surfaces = surfaces
         self._coarse_edge = _canvas([s.coarse.shape for s in surfaces.values()], COARSE_EDGE, 0)
         # Room for the shift to be refined; a wrapped-round copy lies elsewhere, as the shift is roughly known.
@@ -133,7 +104,7 @@ class _Search:
         top = planes.argmax(axis=1)
         height = planes[np.arange(len(others)), top] / np.maximum(planes.std(axis=1), 1e-12)
         pairs = []
-        for position in np.flatnonzero(height >= _COARSE_PEAK):
+        for position in np.flatnonzero(height >= _COARSE_PEAK).tolist():
             shift = self._coarse_shift(first, others[position], int(top[position]))
             pair = None if shift is None else self._decide(first, others[position], shift)
             if pair is not None:
@@ -173,7 +144,7 @@ class _Search:
         )
 
 
-def _best_near(plane: NDArray[np.float32], centre: tuple[int, ...]) -> tuple[Shift, float]:
+def _best_near(plane: NDArray[np.floating], centre: tuple[int, ...]) -> tuple[Shift, float]:
     """The highest point of a phase plane near a shift, and its height in deviations."""
     reach = np.arange(-_REFINE_PX, _REFINE_PX + 1)
     rows, columns = centre[0] + reach, centre[1] + reach

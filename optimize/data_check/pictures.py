@@ -1,10 +1,10 @@
-"""Read every picture of a data set once, and keep what the searches need: fingerprints and a small grey copy."""
+"""Read every picture of a data set once, and keep what the searches need: a fingerprint and a small grey copy."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import cv2
@@ -12,6 +12,7 @@ import numpy as np
 
 from agent.errors import ImageError
 from optimize.dataset import Sample, read_image
+from optimize.progress import Progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +36,6 @@ class Picture:
         colour: False when the three channels are equal.
         dark: nearly black, see `DARK_LEVEL`.
         pixels: SHA-256 of size and BGR pixels, hex; the same picture saved losslessly in another format has it too.
-        hash_signs: difference hash of 8 x 8 neighbours, (64,) float32 of -1 and 1.
         grey: (h, w) uint8, at most `GREY_EDGE` on its longest edge.
     """
 
@@ -45,7 +45,6 @@ class Picture:
     colour: bool
     dark: bool
     pixels: str
-    hash_signs: NDArray[np.float32]
     grey: NDArray[np.uint8]
 
     @property
@@ -62,25 +61,32 @@ class Unreadable:
     reason: str
 
 
-def read_pictures(samples: Sequence[Sample], advance: Callable[[], None]) -> tuple[list[Picture], list[Unreadable]]:
-    """Decode all pictures with the device's own decoder and keep their fingerprints.
+def read_pictures(samples: Sequence[Sample], progress: Progress) -> tuple[list[Picture], list[Unreadable]]:
+    """Decode all pictures with the device's own decoder and keep what the searches need.
 
     Args:
         samples: which.
-        advance: called once for each, for a progress bar.
+        progress: told of each.
 
     Returns:
         Pictures and unreadable files, each in the order of `samples`.
     """
     pictures: list[Picture] = []
     broken: list[Unreadable] = []
-    for sample in samples:
-        try:
-            pictures.append(_picture(sample, read_image(sample.path)))
-        except ImageError as error:
-            broken.append(Unreadable(sample=sample, reason=error.message.removeprefix(f"{sample.path}: ")))
-        advance()
+    for sample in progress.track(samples, "reading pictures"):
+        item = _read(sample)
+        if isinstance(item, Picture):
+            pictures.append(item)
+        else:
+            broken.append(item)
     return pictures, broken
+
+
+def _read(sample: Sample) -> Picture | Unreadable:
+    try:
+        return _picture(sample, read_image(sample.path))
+    except ImageError as error:
+        return Unreadable(sample=sample, reason=error.message.removeprefix(f"{sample.path}: "))
 
 
 def _picture(sample: Sample, image: NDArray[np.uint8]) -> Picture:
@@ -94,18 +100,8 @@ def _picture(sample: Sample, image: NDArray[np.uint8]) -> Picture:
         colour=not (np.array_equal(blue, green) and np.array_equal(green, red)),
         dark=bool(np.percentile(grey, 99.9) < DARK_LEVEL),
         pixels=hashlib.sha256(f"{width}x{height}".encode() + image.tobytes()).hexdigest(),
-        hash_signs=_difference_hash(grey),
         grey=_at_most(grey, GREY_EDGE),
     )
-
-
-def _difference_hash(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Is each cell of a 9 x 8 grid darker than its right neighbour? (64,) float32 of -1 and 1.
-
-    Light that is uneven or was changed leaves the order of neighbours mostly alone.
-    """
-    cells = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
-    return np.where(cells[:, 1:] > cells[:, :-1], np.float32(1), np.float32(-1)).ravel()
 
 
 def _at_most(grey: NDArray[np.uint8], edge_px: int) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ FINE_EDGE = 224
 COARSE_EDGE = 64
 """The same for the surface that proposes."""
 MAX_EDGE = 1.5
-"""A picture more than so many times as long as the median is compared by its hash only."""
+"""A picture more than so many times as long as the median is searched for exact copies only."""
 MIN_SIDE_PX = 16
 NEIGHBOURHOOD = 1 / 28
 """Standard deviation of the neighbourhood, as a share of `FINE_EDGE`."""
@@ -61,18 +61,22 @@ class Surface:
     coarse: NDArray[np.float32]
 
 
-def surfaces_of(pictures: Sequence[Picture]) -> list[Surface]:
+def surfaces_of(pictures: Sequence[Picture]) -> dict[int, Surface]:
     """Make the surfaces of all pictures that can be compared; the others (tiny, or far larger) are left out.
 
     Args:
-        pictures: with their grey copies; `Surface.index` counts in this order.
+        pictures: with their grey copies.
+
+    Returns:
+        Index of a picture to its surface.
     """
     if not pictures:
-        return []
+        return {}
     median = float(np.median([p.edge_px for p in pictures]))
     scale = max(1.0, median / FINE_EDGE)
     made = [_surface(i, p, scale) for i, p in enumerate(pictures) if p.edge_px <= MAX_EDGE * median]
-    return _without_fixture([s for s in made if min(s.fine.shape) >= MIN_SIDE_PX])
+    cleaned = _without_fixture([s for s in made if min(s.fine.shape) >= MIN_SIDE_PX])
+    return {s.index: s for s in sorted(cleaned, key=lambda s: s.index)}
 
 
 def _surface(index: int, picture: Picture, scale: float) -> Surface:
@@ -102,7 +106,7 @@ def _locally_normalised(grey: NDArray[np.float32], sigma_px: float) -> NDArray[n
 
 
 def _packed(surface: NDArray[np.float32]) -> NDArray[np.int8]:
-    return np.clip(np.rint(surface * SIGMA), -127, 127).astype(np.int8)
+    return np.asarray(np.clip(np.rint(surface * SIGMA), -127, 127), dtype=np.int8)
 
 
 def _without_fixture(surfaces: list[Surface]) -> list[Surface]:
@@ -120,7 +124,7 @@ def _without_fixture(surfaces: list[Surface]) -> list[Surface]:
         cleaned += [
             dataclasses.replace(s, fine=_packed((s.fine - fine) / SIGMA), coarse=s.coarse - coarse) for s in alike
         ]
-    return sorted(cleaned, key=lambda s: s.index)
+    return cleaned
 
 
 def overlap_share(first: tuple[int, ...], second: tuple[int, ...], shift: Shift) -> float:

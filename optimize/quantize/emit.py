@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -214,7 +215,10 @@ def _warnings(fusion: Fusion, *, joined: bool) -> Iterator[str]:
 def _translated(path: Path) -> Iterator[None]:
     """Turn what ONNX Runtime raises into a sentence about the model."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # Older releases use what onnx has deprecated since; the user can do nothing about it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     except AgentError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common root but this

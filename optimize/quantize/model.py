@@ -20,7 +20,7 @@ from optimize.quantize.graph import Graph, metadata_of, opset_of, shape_of
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FloatModel", "bytes_from_model", "load_onnx", "model_from_bytes", "read_model"]
+__all__ = ["FloatModel", "bytes_from_model", "load_onnx", "model_from_bytes", "onnx_library", "read_model"]
 
 OPSETS = (13, 20)
 """Per-channel DequantizeLinear came with 13; ONNX Runtime 1.17, the oldest on our devices, ends at 20."""
@@ -70,7 +70,13 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         MissingExtra: onnx is not installed.
         ModelError: the file can't be read, is no ONNX, or breaks the standard.
     """
-    library = _library()
+    model = _load(path)
+    _check_standard(str(path), model)
+    return model
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    library = onnx_library()
     try:
         model: onnx.ModelProto = library.load(str(path))
     except FileNotFoundError as error:
@@ -79,7 +85,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: can't be read ({error.strerror})") from error
     except Exception as error:  # protobuf's and onnx's own, which have no common root but this
         raise ModelError(f"{path}: is no ONNX model", hint="give the float .onnx file") from error
-    _check_standard(str(path), model)
+    if not model.graph.node:
+        raise ModelError(f"{path}: is no ONNX model (it has no nodes)", hint="give the float .onnx file")
     return model
 
 
@@ -94,7 +101,7 @@ def model_from_bytes(source: str, data: bytes) -> onnx.ModelProto:
         MissingExtra: onnx is not installed.
         ModelError: the bytes are no ONNX, or break the standard.
     """
-    library = _library()
+    library = onnx_library()
     try:
         model: onnx.ModelProto = library.load_model_from_string(data)
     except Exception as error:  # protobuf's and onnx's own, which have no common root but this
@@ -110,10 +117,11 @@ def read_model(path: Path) -> FloatModel:
         MissingExtra: onnx is not installed.
         ModelError: the file is not such a model; the message says what was found and what was expected.
     """
+    model = _load(path)
     import onnx
 
-    model = load_onnx(path)
     _check_kind(path, model)
+    _check_standard(str(path), model)
     spec = _input_spec(path, model)
     _strip_comments(model)
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -142,8 +150,12 @@ def bytes_from_model(model: onnx.ModelProto) -> bytes:
     return bytes(copy.SerializeToString(deterministic=True))
 
 
-def _library() -> Any:
-    """The onnx package, or how to get it."""
+def onnx_library() -> Any:
+    """The onnx package, or how to get it.
+
+    Raises:
+        MissingExtra: onnx is not installed.
+    """
     try:
         import onnx
     except ModuleNotFoundError as error:
@@ -157,8 +169,6 @@ def _library() -> Any:
 def _check_standard(source: str, model: onnx.ModelProto) -> None:
     import onnx
 
-    if not model.graph.node:
-        raise ModelError(f"{source}: is no ONNX model (it has no nodes)")
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # ValidationError, InferenceError, ValueError, RuntimeError, …

@@ -82,14 +82,21 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "picture",
-    [b"", b"\xff\xd8\xff", png_header(60_000, 60_000), png_header(64, 32), png_header(32, 32), png_header(32, 32)[:20]],
+    ("picture", "words"),
+    [
+        (b"", "expected a PNG of 32 x 32 px"),
+        (b"\xff\xd8\xff", "expected a PNG of 32 x 32 px"),
+        (png_header(60_000, 60_000), "expected a PNG of 32 x 32 px"),
+        (png_header(64, 32), "expected a PNG of 32 x 32 px"),
+        (png_header(32, 32)[:20], "expected a PNG of 32 x 32 px"),
+        (png_header(32, 32), "can't be decoded"),
+    ],
 )
-def test_a_picture_that_does_not_fit_is_refused_before_memory_is_taken(picture: bytes) -> None:
+def test_a_picture_that_does_not_fit_is_refused_before_memory_is_taken(picture: bytes, words: str) -> None:
     """60,000 x 60,000 pixels would be 11 GB."""
     files = {**golden_files([golden()]), "golden/000.png": picture}
 
-    with pytest.raises(BundleError, match=r"golden/000\.png"):
+    with pytest.raises(BundleError, match=rf"golden/000\.png: {words}"):
         read_back(files)
 
 

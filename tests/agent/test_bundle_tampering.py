@@ -328,3 +328,13 @@ def test_overlapping_entries_are_refused(contents: dict[str, bytes], scratch: Pa
     entries[2] = (dataclasses.replace(second[0], offset=first[0].offset), second[1])
 
     refusal(scratch, hand_made(entries))
+
+
+def test_bytes_hidden_before_the_directory_are_refused(contents: dict[str, bytes], scratch: Path) -> None:
+    """Where signing blocks of other ZIP formats live."""
+    good = hand_made(placed(list(contents.items())))
+    at = good.index(b"PK\x01\x02")
+    count, length, offset = struct.unpack_from("<HLL", good, len(good) - END_BYTES + 10)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, length, offset + 6, 0)
+
+    assert "odd directory" in refusal(scratch, good[:at] + b"hidden" + good[at:-END_BYTES] + end)

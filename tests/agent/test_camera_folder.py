@@ -50,8 +50,16 @@ def ids_of(camera: FolderCamera, at_most: int = 100) -> list[str]:
     ids: list[str] = []
     while len(ids) < at_most and not camera.ended:
         if camera.poll(0):
-            ids.append(camera.read(PART).part.id)
+            ids.append(id_read(camera))
     return ids
+
+
+def id_read(camera: FolderCamera) -> str:
+    """The part id of the next picture, which is read."""
+    part_id = camera.upcoming
+    assert part_id is not None
+    assert isinstance(camera.read(PART), Frame)
+    return part_id
 
 
 def opening_refusal(path: Path) -> CameraError:
@@ -96,16 +104,16 @@ def test_a_sub_folder_that_can_not_be_listed_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_truncated_picture_is_a_fault_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    """The part keeps its name, so that its error verdict can be found."""
+    """One bad file must neither pass nor end the line."""
     write_pictures(tmp_path, ["1.png", "2.jpg", "3.png"])
     (tmp_path / "2.jpg").write_bytes(encoded(textured(), ".jpg")[:1000])
     camera = folder_camera(tmp_path)
 
     results = [camera.read(PART) for _ in range(3)]
 
-    assert [r.part.id for r in results] == ["1.png", "2.jpg", "3.png"]
     fault = results[1]
     assert isinstance(fault, Fault)
+    assert fault.part == PART
     assert fault.stage == "capture"
     assert "truncated JPEG" in fault.reason
     assert isinstance(results[2], Frame)
@@ -154,13 +162,10 @@ def test_names_that_can_not_be_printed_get_printable_ids_that_differ(tmp_path: P
     names = [b"a\nb.png", b"a\tb.png", b"caf\xe9.png", b"caf\xe8.png"]
     for name in names:
         (tmp_path / os.fsdecode(name)).write_bytes(encoded(flat(10)))
-    camera = folder_camera(tmp_path)
-    results = [camera.read(PART) for _ in names]
+    ids = ids_of(folder_camera(tmp_path))
 
-    ids = [result.part.id for result in results]
     assert len(set(ids)) == 4
     assert all(part_id.isprintable() for part_id in ids)
-    assert all(isinstance(result, Frame) and result.source.encode("utf-8") for result in results)
 
 
 def test_long_names_get_ids_of_at_most_200_characters_that_differ(tmp_path: Path) -> None:
@@ -217,13 +222,25 @@ def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     assert ids_of(folder_camera(tmp_path / "current")) == ["1.png"]
 
 
-def test_the_part_keeps_what_the_trigger_knows(tmp_path: Path) -> None:
-    """Only the id is refined."""
-    frame = folder_camera(write_pictures(tmp_path, ["1.png"])).read(PART)
+def test_a_frame_names_its_file(tmp_path: Path) -> None:
+    """Also one whose name is no UTF-8, which goes into a JSON message."""
+    name = os.fsdecode(b"caf\xe9.png")
+    frame = folder_camera(write_pictures(tmp_path, [name])).read(PART)
 
-    assert (frame.part.trigger, frame.part.sequence, frame.part.triggered) == ("frame", 7, PART.triggered)
     assert isinstance(frame, Frame)
-    assert frame.source == str(tmp_path / "1.png")
+    assert frame.source == f"{tmp_path}/caf\\xe9.png"
+
+
+def test_the_upcoming_picture_is_named_until_the_end(tmp_path: Path) -> None:
+    """The trigger names the part by it; there is no name for nothing."""
+    camera = folder_camera(write_pictures(tmp_path, ["1.png", "2.png"]))
+    names = [camera.upcoming]
+    camera.read(PART)
+    names.append(camera.upcoming)
+    camera.read(PART)
+    names.append(camera.upcoming)
+
+    assert names == ["1.png", "2.png", None]
 
 
 def test_judged_pictures_are_passed_over(tmp_path: Path) -> None:
@@ -261,7 +278,7 @@ def test_a_long_resume_comes_back_in_between(tmp_path: Path) -> None:
     assert not camera.poll(0)
     assert not camera.ended
     assert camera.poll(0)
-    assert camera.read(PART).part.id == f"{count - 1}.png"
+    assert id_read(camera) == f"{count - 1}.png"
     assert camera.ended
 
 
@@ -310,7 +327,7 @@ def test_a_replay_that_fell_behind_catches_up(tmp_path: Path) -> None:
 
     due = []
     while camera.poll(0):
-        due.append(camera.read(PART).part.id)
+        due.append(id_read(camera))
 
     assert due == ["2.png", "3.png", "4.png"]
 

@@ -8,11 +8,14 @@ import threading
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from agent.errors import JournalError
 from agent.frame import Stamp
 from agent.journal import Journal, Receipt
+from agent.journal.compose import draft_from_verdict
+from agent.journal.intake import Acknowledged, Intake, Recorded, Triggered
 from agent.verdict import Decision
 from tests.kit.verdicts import events, judge, make_part, make_verdict, open_journal
 from tests.kit.waiting import wait_until
@@ -347,3 +350,44 @@ def test_a_station_without_a_broker_keeps_no_messages_for_one(tmp_path: Path) ->
         assert journal.outbox.pending(limit=10) == ()
         assert [body["image"] for body in bodies(journal)] == [None]
         assert journal.stats().evidence_count == 1
+
+
+def test_large_pictures_wait_in_front_of_the_disk_and_not_in_memory(tmp_path: Path) -> None:
+    """256 verdicts of 36 MB each would be 9 GB: bytes count, not only verdicts. A single larger one still passes."""
+    image = np.broadcast_to(np.zeros(1, dtype=np.uint8), (10_000, 10_000, 3))  # 300 MB that take none
+    intake = Intake(max_pending=100)
+
+    def put(sequence: int) -> None:
+        verdict = make_verdict(make_part(sequence), Decision.DEFECT, image=image)
+        intake.put(Recorded(draft_from_verdict(verdict, boot="b", keep="flagged"), Receipt()))
+
+    put(1)
+    line = threading.Thread(target=put, args=(2,), daemon=True)
+    line.start()
+    first = intake.take(5)
+
+    assert first is not None
+    assert len(first) == 1
+    assert intake.depth() == 1
+    assert line.is_alive()
+    intake.settle(first)
+    line.join(10)
+    assert not line.is_alive()
+    assert len(intake.take(5) or []) == 1
+
+
+def test_acknowledgements_alone_wait_a_moment_and_never_hold_up_a_verdict() -> None:
+    """They ride with the next verdict's transaction; a transaction of their own would wear the card."""
+    intake = Intake(max_pending=100)
+    intake.put(Acknowledged((1,)))
+    later = threading.Thread(target=intake.put, args=(Triggered(make_part(1)),), daemon=True)
+    intake.put(Acknowledged((2,)))
+    later.start()
+    later.join(5)
+    batch = intake.take(5) or []
+
+    assert [type(item) for item in batch] == [Acknowledged, Acknowledged, Triggered]
+    intake.put(Acknowledged((3,)))
+    assert [type(item) for item in intake.take(5) or []] == [Acknowledged]
+    intake.close()
+    assert intake.take(5) is None

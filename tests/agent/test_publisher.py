@@ -19,7 +19,7 @@ from tests.kit.waiting import wait_until
 pytestmark = pytest.mark.mosquitto
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMY = ("max_queued_messages 0",)
+ROOMY = ("max_queued_messages 10000",)
 
 
 @pytest.fixture

@@ -42,6 +42,18 @@ def test_each_frame_is_a_part_with_its_own_id() -> None:
     assert second.triggered.mono_ns >= first.triggered.mono_ns
 
 
+def test_a_part_is_named_by_the_camera_where_it_knows_a_name() -> None:
+    """The name must be there before the exposure, for the trigger goes to the journal first."""
+    camera = HandCamera()
+    camera.upcoming = "lot7/img_2.png"
+    camera.show(10)
+
+    part = open_trigger(FrameTriggerConfig(kind="frame"), camera).next(0)
+
+    assert part is not None
+    assert part.id == "lot7/img_2.png"
+
+
 def test_free_run_names_parts_as_configured() -> None:
     """Several stations of one plant may use prefixes to tell their parts apart."""
     camera = HandCamera()

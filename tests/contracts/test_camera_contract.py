@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.cameras import Camera, open_camera
+from agent.cameras.newest import NewestFrame
 from agent.config import (
     CameraConfig,
     FolderCameraConfig,
@@ -110,7 +111,7 @@ def test_reading_when_nothing_is_left_is_a_fault_in_words(camera: Camera) -> Non
     fault = camera.read(part)
 
     assert isinstance(fault, Fault)
-    assert (fault.stage, fault.part.sequence) == ("capture", part.sequence)
+    assert (fault.stage, fault.part) == ("capture", part)
     assert fault.reason
 
 
@@ -130,7 +131,6 @@ def test_a_closed_camera_gives_nothing_and_closes_again(camera: Camera) -> None:
 
     assert camera.ended
     assert not camera.poll(0)
-    assert isinstance(camera.read(next(parts())), Fault | Frame)
     assert isinstance(camera.read(next(parts())), Fault)
 
 
@@ -138,10 +138,11 @@ def test_frames_come_in_order_and_none_twice(camera: Camera) -> None:
     """Rising grey stays rising; but for free run, each one is there."""
     levels = [level_of(frame.image) for frame in all_frames(camera)]
 
-    assert levels == sorted(set(levels))
-    assert levels[-1] == LEVELS[-1]
-    if camera.name != "newest":
-        assert set(levels) <= set(LEVELS)
+    if isinstance(camera, NewestFrame):  # what came while the last one was read is no part; the last one always is
+        assert levels == sorted(set(levels))
+        assert levels[-1] == LEVELS[-1]
+    else:
+        assert levels == LEVELS
 
 
 def test_a_frame_is_bgr_bytes_in_rows(camera: Camera) -> None:
@@ -180,7 +181,7 @@ def test_a_frame_says_where_and_when_it_was_taken(camera: Camera) -> None:
     assert all(frame.camera == camera.name for frame in frames)
     assert all(frame.source.isprintable() and frame.source for frame in frames)
     assert all(frame.capture_ms >= 0 for frame in frames)
-    assert [frame.part.sequence for frame in frames] == list(range(1, len(frames) + 1))
+    assert [frame.part.id for frame in frames] == [f"P{i}" for i in range(1, len(frames) + 1)]
 
 
 def test_a_frame_polled_twice_is_one_frame(camera: Camera) -> None:
@@ -190,4 +191,4 @@ def test_a_frame_polled_twice_is_one_frame(camera: Camera) -> None:
     frame = camera.read(next(parts()))
 
     assert isinstance(frame, Frame)
-    assert level_of(frame.image) == LEVELS[0]
+    assert isinstance(camera, NewestFrame) or level_of(frame.image) == LEVELS[0]

@@ -20,6 +20,7 @@ class HandCamera:
     """Delivers what `show`, `fail` and `crash` put into it, in order.
 
     Attributes:
+        upcoming: the part id that it has for its next exposure, if any.
         closed: set once it was closed.
         hung: set once a poll is stuck.
 
@@ -29,6 +30,7 @@ class HandCamera:
 
     def __init__(self, name: str = "hand") -> None:
         self._name = name
+        self.upcoming: str | None = None
         self._queue: deque[NDArray[np.uint8] | str | Exception] = deque()
         self._changed = threading.Condition()
         self._idle = False

@@ -71,7 +71,6 @@ def conv_classifier(
     normalization: str = "bytes",
     loudness: float = 1.0,
     with_classes: bool = True,
-    opset: int = 17,
     head: str = "gemm",
 ) -> bytes:
     """A classifier of `CLASSES`: uint8 (1, SIDE, SIDE, 3) RGB in; logits, embedding and cam out.
@@ -81,7 +80,6 @@ def conv_classifier(
         loudness: the first convolution's first channel is so many times as large as the others, and the second
             convolution takes it back: the same function in float, and ruin for one scale per tensor when it is large.
         with_classes: name the classes in the metadata.
-        opset: of the file.
         head: `gemm`, or `conv` for a linear layer written as a convolution over one pixel.
     """
     rng = np.random.default_rng(3)
@@ -91,9 +89,9 @@ def conv_classifier(
     first[0] *= loudness
     second[:, 0] /= loudness
     weights = {"first": first, "second": second, "second.bias": np.full(SECOND, 0.05)}
-    blind = _model(weights, np.zeros((3, SECOND)), np.zeros(3), normalization, opset, head, with_classes=with_classes)
+    blind = _model(weights, np.zeros((3, SECOND)), np.zeros(3), normalization, head, with_classes=with_classes)
     kernel, bias = _solve_head(blind)
-    model = _model(weights, kernel, bias, normalization, opset, head, with_classes=with_classes)
+    model = _model(weights, kernel, bias, normalization, head, with_classes=with_classes)
     data = model.SerializeToString(deterministic=True)
     assert isinstance(data, bytes)
     return data
@@ -115,7 +113,6 @@ def _model(
     kernel: NDArray[Any],
     bias: NDArray[Any],
     normalization: str,
-    opset: int,
     head: str,
     *,
     with_classes: bool,
@@ -152,7 +149,7 @@ def _model(
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         [numpy_helper.from_array(np.asarray(value, dtype=np.float32), name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     if with_classes:
         helper.set_model_props(model, {"classes": json.dumps(list(CLASSES)), "arch": "conv_classifier"})
     onnx.checker.check_model(model, full_check=True)

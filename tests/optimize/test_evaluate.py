@@ -114,7 +114,8 @@ def test_a_picture_that_cannot_be_judged_counts_as_wrong_and_is_listed(bundle: B
 
     assert [entry.file for entry in card.unjudged] == ["good/0.png", "scratch/0.png"]
     assert "capture" in card.unjudged[0].reason
-    assert (card.n, card.accuracy) == (9, pytest.approx(6 / 9))
+    assert card.n == 9
+    assert card.accuracy == pytest.approx(6 / 9)
     assert card.decisions == {"ok": 4, "defect": 3, "review": 0, "error": 2}
     assert (card.escapes, card.defects, card.overkills, card.goods) == (1, 5, 0, 4)
     assert card.per_class["good"].support == 4
@@ -296,6 +297,14 @@ def test_gates_keep_what_failed_before() -> None:
     card = dataclasses.replace(score([outcome("good", None, Decision.ERROR)], kit_manifest()), failures=("first",))
 
     assert len(card.gated(min_accuracy=0.5).failures) == 2
+
+
+def test_a_bundle_that_failed_its_gate_says_so(tmp_path: Path, parts: Path) -> None:
+    """Its numbers may look fine on other pictures; whoever reads them must know."""
+    failed = make_bundle(tmp_path, gate_passed=False, gate_reasons=("INT8 loses 7 points",))
+
+    assert "failed its gate at the build: INT8 loses 7 points" in run_command(COMMAND, failed.path, "--data", parts).out
+    assert run_command(COMMAND, failed.path, "--data", parts, "--json").json["gate_passed"] is False
 
 
 def test_nothing_judged_has_no_latency() -> None:

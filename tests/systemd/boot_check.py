@@ -76,7 +76,6 @@ def process(pid: str) -> dict[str, Any]:
     credential = f"/run/credentials/{UNIT}/mqtt-password"
     return {
         **{name: fields[name].split() for name in wanted},
-        "OomScoreAdj": Path(f"/proc/{pid}/oom_score_adj").read_text().strip(),
         "writes": {place: run(*inside, "touch", f"{place}/probe") for place in (*PLACES, STATE)},
         "sees": {place: run(*inside, "ls", place) for place in ("/root", "/home", "/tmp")},
         "credential": run(*inside, "cat", credential),
@@ -84,14 +83,15 @@ def process(pid: str) -> dict[str, Any]:
     }
 
 
-def check() -> dict[str, Any]:
+def check(report: dict[str, Any]) -> None:
     """Start, look, freeze, kill, stop, and try a configuration that can't work."""
-    report: dict[str, Any] = {"systemd": run("systemctl", "--version").split()[1]}
+    report["systemd"] = run("systemctl", "--version").split()[1]
     Path("/tmp/of-the-host").touch()
     Path("/root/secret").touch()
     Path("/stamp").touch()
     began = time.monotonic()
-    report["start"] = run("systemctl", "start", UNIT)
+    report["enabled"] = run("systemctl", "is-enabled", UNIT).strip()
+    report["start"] = run("systemctl", "start", UNIT)  # waits for the start that the boot has begun
     report["start_s"] = round(time.monotonic() - began, 2)
     report["started"] = first = show()
     report["judging"] = reached(lambda: records() >= 3)
@@ -108,6 +108,7 @@ def check() -> dict[str, Any]:
     report["stop"] = run("systemctl", "stop", UNIT)
     report["stopped"] = show()
     report["log"] = log()
+    report["warnings"] = run("journalctl", "-b", "-p", "warning", "-o", "cat", "--no-pager", "_PID=1")
     report["touched"] = run("find", "/", "-xdev", "-newer", "/stamp", "-user", "defect-agent").split()
 
     bad = "defect-agent@bad.service"
@@ -116,13 +117,13 @@ def check() -> dict[str, Any]:
     report["bad"] = show(bad)
     report["bad_log"] = log(bad)
     run("systemctl", "stop", bad)
-    return report
 
 
 if __name__ == "__main__":
+    result: dict[str, Any] = {}
     try:
-        result = check()
+        check(result)
     except Exception as error:
-        result = {"broken": repr(error)}
+        result["broken"] = f"{error!r}\n{log()}"
     Path("/report.json").write_text(json.dumps(result, indent=2))
     run("systemctl", "poweroff")
