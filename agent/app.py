@@ -83,7 +83,12 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
         stack.callback(engine.close)
         inspector = Inspector(bundle, engine)
         journal = Journal.open(
-            config.journal, state_dir=config.state_dir, station=config.station, clock_state=clock_synced
+            config.journal,
+            state_dir=config.state_dir,
+            station=config.station,
+            clock_state=clock_synced,
+            recipe=config.recipe,
+            publish=config.mqtt is not None,
         )
         stack.callback(journal.close)
         camera = open_camera(config.camera, trigger=config.trigger, is_judged=journal.is_judged)

@@ -100,7 +100,7 @@ class OpenCvCameraConfig:
     width_px: int = _key(0, low=0, high=16_384)
     height_px: int = _key(0, low=0, high=16_384)
     fps: float = _key(0.0, low=0, high=1_000)
-    open_timeout_ms: int = _key(5_000, low=100, high=60_000)
+    open_timeout_ms: int = _key(3_000, low=100, high=60_000)
     read_timeout_ms: int = _key(2_000, low=50, high=60_000)
     reopen_s: float = _key(1.0, low=0.1, high=60)
 

@@ -60,7 +60,7 @@ class TrainConfig:
         seed: decides weights, order and augmentation.
         minutes: time budget; the schedule is shortened to end within it. None: no limit. A run that had to be shortened
             depends on the machine's speed, not on the seed alone.
-        threads: CPU threads; 0 is one per core (or OMP_NUM_THREADS). The same number, the same weights: sums depend on it.
+        threads: CPU threads; 0 is one per core (or OMP_NUM_THREADS). Weights depend on it in their last bits.
         patience: epochs without a better val result before stopping.
         weight_decay: on convolutions and the linear layer, not on norms and biases.
         label_smoothing: share of each target that is spread over all classes.

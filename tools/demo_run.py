@@ -51,6 +51,7 @@ class Outcome:
 
     Attributes:
         received: what came over MQTT.
+        ended_well: whether the agent did.
         missing: parts without a verdict, in line order.
         repeated: parts that got more than one verdict.
         build: the report of `defect-opt build --json`.
@@ -58,6 +59,7 @@ class Outcome:
     """
 
     received: Received
+    ended_well: bool
     missing: list[str]
     repeated: list[str]
     build: dict[str, Any]
@@ -71,7 +73,7 @@ class Outcome:
     @property
     def is_good(self) -> bool:
         """One verdict for each part, and every picture whole and there."""
-        return not (self.missing or self.repeated or self.received.damaged or self.received.awaited)
+        return self.ended_well and not (self.missing or self.repeated or self.received.damaged or self.received.awaited)
 
     def to_json(self, parts: int, sheet: Path | None) -> dict[str, Any]:
         """The document of `--json`."""
@@ -160,36 +162,47 @@ def run(args: argparse.Namespace) -> int:
         print_json(outcome.to_json(judged, sheet))
     else:
         print("\n".join(_summary(args, folder, outcome, judged, sheet)))
-    if outcome.missing:
-        print(f"demo: no verdict for {', '.join(outcome.missing)}", file=sys.stderr)
+    for problem in _problems(outcome):
+        print(f"demo: {problem}", file=sys.stderr)
+    return DONE if outcome.is_good else FAILED
+
+
+def _problems(outcome: Outcome) -> Iterator[str]:
+    """What must not happen, with the parts that it happened to."""
     for problem, parts in (
+        ("no verdict for", outcome.missing),
         ("more than one verdict for", outcome.repeated),
         ("damaged picture of", outcome.received.damaged),
+        ("announced but never came: the picture of", [v["part"] for v in outcome.received.awaited]),
     ):
         if parts:
-            print(f"demo: {problem} {', '.join(parts)}", file=sys.stderr)
-    if outcome.received.awaited:
-        names = ", ".join(v["part"] for v in outcome.received.awaited)
-        print(f"demo: the picture never came of {names}", file=sys.stderr)
-    return DONE if outcome.is_good else FAILED
+            yield f"{problem} {', '.join(parts)}"
 
 
 @contextlib.contextmanager
 def _workplace(keep: Path | None) -> Iterator[Path]:
-    """The folder that is kept, or one that is gone afterwards."""
-    if keep is None:
-        with tempfile.TemporaryDirectory(prefix="defect-agent-demo-", ignore_cleanup_errors=True) as name:
-            yield Path(name)
-        return
-    keep = keep.absolute()
+    """The folder that is kept, or one that is gone afterwards; temporary files of libraries go the same way.
+
+    (onnxruntime leaves a session file in TMPDIR.)
+    """
+    with tempfile.TemporaryDirectory(prefix="defect-agent-demo-", ignore_cleanup_errors=True) as name:
+        os.environ["TMPDIR"] = name
+        if keep is None:
+            (Path(name) / "demo").mkdir()
+            yield Path(name) / "demo"
+        else:
+            yield _fresh(keep.absolute())
+
+
+def _fresh(folder: Path) -> Path:
     try:
-        keep.mkdir(parents=True, exist_ok=True)
-        occupied = any(keep.iterdir())
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = any(folder.iterdir())
     except OSError as error:
-        raise DemoError(f"--keep {keep}: {error.strerror}", hint="give a new folder that is yours") from error
+        raise DemoError(f"--keep {folder}: {error.strerror}", hint="give a new folder that is yours") from error
     if occupied:
-        raise DemoError(f"--keep {keep}: is not empty", hint="give a new folder")
-    yield keep
+        raise DemoError(f"--keep {folder}: is not empty", hint="give a new folder")
+    return folder
 
 
 def _make_parts(folder: Path, parts: int, seed: int) -> dict[str, str]:
@@ -243,10 +256,14 @@ def _watch(
         agent = stack.enter_context(_agent(config, folder))
         received = _follow(args, scada, agent, truth, view)
         judged = _judged(agent, folder)
-    expected = _parts_in_order(list(truth), judged if args.seconds else args.parts)
+    if args.seconds is None:
+        expected = list(truth)
+    else:
+        expected = _parts_in_order(list(truth), len(received.verdicts) if judged is None else judged)
     counts = Counter(v["part"] for v in received.verdicts.values())
     outcome = Outcome(
         received=received,
+        ended_well=judged is not None,
         missing=[part for part in expected if not counts[part]],
         repeated=[part for part, n in counts.items() if n > 1],
         build=build,
@@ -339,15 +356,15 @@ def _follow(
 ) -> Received:
     """Take messages until the agent has ended and nothing more comes."""
     received = Received()
-    stop_at = time.monotonic() + args.seconds if args.seconds else None
-    last = time.monotonic()
+    last, stop_at = time.monotonic(), None
     while True:
         verdict = scada.receive(received, 0.1)
         now = time.monotonic()
         if verdict is not None:
+            if len(received.verdicts) == 1 and args.seconds is not None:
+                stop_at = now + args.seconds
             last = now
             view.verdict(verdict, truth[_file(verdict["part"])])
-            continue
         if stop_at is not None and now >= stop_at and agent.poll() is None:
             agent.send_signal(signal.SIGTERM)
             stop_at = None
@@ -358,15 +375,15 @@ def _follow(
             return received
 
 
-def _judged(agent: subprocess.Popen[bytes], folder: Path) -> int:
-    """How many parts the agent says it judged; none when it did not end well, and then its last words are shown."""
+def _judged(agent: subprocess.Popen[bytes], folder: Path) -> int | None:
+    """How many parts the agent says it judged; None when it did not end well, and then its last words are shown."""
     assert agent.stdout is not None
-    text = agent.stdout.read() if agent.poll() is not None else b""
-    if agent.poll() == 0 and text.strip():
-        return int(json.loads(text)["judged"])
+    if agent.poll() == 0:
+        return int(json.loads(agent.stdout.read())["judged"])
+    end = "hangs" if agent.poll() is None else f"ended with {agent.poll()}"
     words = (folder / "agent.log").read_text(errors="replace").strip().splitlines()[-8:]
-    print("demo: the agent did not end well; its last words:", *words, sep="\n  ", file=sys.stderr)
-    return 0
+    print(f"demo: the agent {end}; its last words:", *words, sep="\n  ", file=sys.stderr)
+    return None
 
 
 def _contact_sheet(args: argparse.Namespace, folder: Path, outcome: Outcome, judged: int) -> Path | None:
@@ -409,7 +426,7 @@ def _summary(
         f"; passed though defective: {', '.join(escapes)}" if escapes else "; no defective part was passed"
     )
     yield (
-        f"INT8 against FP32: {build['drop_points']:+.2f} points lost on {VAL} parts, "
+        f"INT8 against FP32: {0 - build['drop_points']:+.2f} points of accuracy on {VAL} other parts, "
         f"{build['latency_ms']['fp32'] / build['latency_ms']['int8']:.1f} times as fast, "
         f"{build['size_bytes']['fp32'] / build['size_bytes']['int8']:.1f} times smaller"
     )

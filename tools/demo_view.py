@@ -11,6 +11,9 @@ from typing import Any, Protocol
 __all__ = ["View", "open_view"]
 
 ROWS = 14
+COLUMNS = (("part", 13), ("decision", 8), ("class", 7), ("score", 5), ("ms", 6), ("in truth", 8), ("reason", 20))
+WIDE = 100
+"""Terminal columns from which the reason has room."""
 
 
 class View(Protocol):
@@ -45,7 +48,9 @@ class _Lines:
         print(f"demo: {text}", flush=True)
 
     def verdict(self, verdict: dict[str, Any], truth: str) -> None:
-        print("  ".join(_cells(verdict, truth)), flush=True)
+        part, decision, class_, score, ms, true_class, reason = _cells(verdict, truth)
+        row = f"{part:<14}  {decision:<8}{class_:<9}{score:>5}{ms:>7} ms  in truth {true_class:<8}  {reason}"
+        print(row, flush=True)
 
 
 @contextlib.contextmanager
@@ -72,11 +77,15 @@ class _Table:
 
         self._count += 1
         self._rows.append((verdict, truth))
-        table = Table(title=f"{verdict['station']}/verdict   {self._count} received", title_justify="left")
-        for name in ("part", "decision", "class", "score", "ms", "in truth", "reason"):
-            table.add_column(name, justify="right" if name in ("score", "ms") else "left", no_wrap=True)
+        table = Table(title=f"{verdict['station']}/verdict: {self._count} received", title_justify="left")
+        is_wide = self._live.console.width >= WIDE
+        for name, width in COLUMNS:
+            if name != "reason" or is_wide:
+                is_number = name in ("score", "ms")
+                table.add_column(name, justify="right" if is_number else "left", no_wrap=True, min_width=width)
         for row, true_class in self._rows:
-            table.add_row(*_cells(row, true_class), style=_STYLES[row["decision"]])
+            cells = _cells(row, true_class)
+            table.add_row(*(cells if is_wide else cells[:-1]), style=_STYLES[row["decision"]])
         self._live.update(table)
 
 
@@ -86,11 +95,11 @@ _STYLES = {"ok": "green", "defect": "bold red", "review": "yellow", "error": "ma
 def _cells(verdict: dict[str, Any], truth: str) -> tuple[str, ...]:
     score = "" if verdict["score"] is None else f"{verdict['score']:.2f}"
     return (
-        f"{verdict['part']:<14}",
-        f"{verdict['decision']:<8}",
-        f"{verdict['class'] or '-':<8}",
-        f"{score:>5}",
-        f"{verdict['ms']['total']:6.1f}",
-        f"{truth:<8}",
+        verdict["part"],
+        verdict["decision"],
+        verdict["class"] or "-",
+        score,
+        f"{verdict['ms']['total']:.1f}",
+        truth,
         verdict["reason"],
     )

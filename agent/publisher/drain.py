@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 from agent.journal import Outbox, OutboxRow
 from agent.publisher import words
 from agent.publisher.lanes import Admission, Failure, Lanes, Outcome
-from agent.publisher.link import Ack, Link
+from agent.publisher.link import GOOD_BELOW, Ack, Link
 from agent.publisher.pace import Pace
 from agent.publisher.report import Report, tell
 from agent.publisher.words import Trouble
@@ -32,7 +32,6 @@ ABOUT_ONE_MESSAGE = frozenset({0x90, 0x95, 0x99})
 """Topic name invalid, packet too large, payload format invalid (MQTT 5.0, section 3.4.2.1)."""
 
 NO_SUBSCRIBERS = 0x10
-GOOD_BELOW = 0x80
 
 
 class TellEvent(Protocol):
@@ -44,7 +43,7 @@ class TellEvent(Protocol):
         """Record it."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class _Flight:
     row: OutboxRow
     size_bytes: int
@@ -181,23 +180,21 @@ class Drain:
             self._done(row)
             self._lanes.forget(row)
             return self._after_change()
-        size = link.packet_bytes(row.topic, payload, row.content_type)
-        largest = link.limits.max_packet_bytes
-        if largest is not None and size > largest:
-            return self._too_large(row, size, largest, now)
+        excess = link.excess(row.topic, payload, row.content_type)
+        if excess is not None:
+            return self._too_large(row, excess, now)
         try:
             mid = link.publish(row.topic, payload, content_type=row.content_type, retain=row.retain)
         except ValueError as error:
             return self._set_aside(row, f"MQTT can't carry it ({error})")
         if mid is not None:
-            self._flying[mid] = _Flight(row, size, now)
-            self._flying_bytes += size
+            self._flying[mid] = _Flight(row, len(payload), now)
+            self._flying_bytes += len(payload)
             self._highest = max(self._highest, row.seq)
         return None
 
-    def _too_large(self, row: OutboxRow, size: int, largest: int, now: float) -> None:
+    def _too_large(self, row: OutboxRow, reason: str, now: float) -> None:
         """A picture yields at once; a verdict or an event waits until others prove that it is the exception."""
-        reason = f"the broker takes {largest} bytes, the message has {size}"
         if row.kind == "image":
             self._set_aside(row, reason)
         else:

@@ -28,13 +28,16 @@ from agent.publisher import words
 from agent.publisher.access import Access
 from agent.publisher.words import Trouble
 
-__all__ = ["ANSWER_S", "Ack", "Limits", "Link", "Protocol", "protocols_to_try"]
+__all__ = ["ANSWER_S", "GOOD_BELOW", "Ack", "Limits", "Link", "Protocol", "protocols_to_try"]
 
 Protocol = Literal["5", "3.1.1"]
 
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_S = 5.0
 KEEPALIVE_TIMEOUT = 0x8D
+GOOD_BELOW = 0x80
+"""A reason code from here on is a refusal (MQTT 5.0, section 2.4)."""
+
 PACKET_OVERHEAD_BYTES = 16
 """Fixed header (5 at most), topic length, packet identifier, length of the properties, and some air."""
 
@@ -161,9 +164,13 @@ class Link:
         """Whether bytes wait for the network."""
         return self._client.want_write()
 
-    def packet_bytes(self, topic: str, payload: bytes, content_type: str) -> int:
-        """An upper bound for the size of a PUBLISH packet on this connection."""
-        return PACKET_OVERHEAD_BYTES + len(topic.encode()) + len(self._packed(content_type).pack()) + len(payload)
+    def excess(self, topic: str, payload: bytes, content_type: str) -> str | None:
+        """Say in words that a message is larger than this broker takes; None when it is not, or when nobody knows."""
+        largest = self.limits.max_packet_bytes
+        if largest is None:
+            return None
+        size = PACKET_OVERHEAD_BYTES + len(topic.encode()) + len(self._packed(content_type).pack()) + len(payload)
+        return f"the broker takes {largest} bytes, the message has {size}" if size > largest else None
 
     def publish(
         self, topic: str, payload: bytes, *, content_type: str, qos: Literal[0, 1] = 1, retain: bool = False
@@ -244,7 +251,7 @@ class Link:
             self._fail(self._loss())
 
     def _on_publish(self, _client: mqtt.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
-        self._acks.append(Ack(mid, reason.value, str(reason) if reason.value else ""))
+        self._acks.append(Ack(mid, reason.value, str(reason) if reason.value >= GOOD_BELOW else ""))
 
 
 def protocols_to_try(configured: Literal["auto", "5", "3.1.1"], known: Protocol | None) -> tuple[Protocol, ...]:
@@ -254,16 +261,17 @@ def protocols_to_try(configured: Literal["auto", "5", "3.1.1"], known: Protocol 
     return ("5", "3.1.1") if known is None else (known,)
 
 
-class _LastError(logging.Handler):
-    """Keeps the text of paho's last error: the only place where it says why a socket failed."""
+class _LastError(logging.Logger):
+    """Keeps the text of paho's last error, the only place where it says why a socket failed; prints nothing."""
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__("paho", logging.ERROR)
         self.text = ""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        cause = record.args[0] if isinstance(record.args, tuple) and record.args else record.getMessage()
-        self.text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    def log(self, level: int, msg: object, *args: object, **_options: Any) -> None:
+        if level >= logging.ERROR:
+            cause = args[0] if args else msg
+            self.text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
 
 
 class _Packed(Properties):
@@ -280,7 +288,7 @@ class _Packed(Properties):
         return packed
 
 
-def _client(access: Access, protocol: Protocol, handler: _LastError) -> mqtt.Client:
+def _client(access: Access, protocol: Protocol, log: _LastError) -> mqtt.Client:
     version = MQTTProtocolVersion.MQTTv5 if protocol == "5" else MQTTProtocolVersion.MQTTv311
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2,
@@ -295,9 +303,7 @@ def _client(access: Access, protocol: Protocol, handler: _LastError) -> mqtt.Cli
         client.username_pw_set(access.username, access.password)
     if access.tls is not None:
         client.tls_set_context(access.tls)
-    logger = logging.Logger("paho", logging.ERROR)  # noqa: LOG001 - outside the tree: nothing of it is ever printed
-    logger.addHandler(handler)
-    client.enable_logger(logger)
+    client.enable_logger(log)
     return client
 
 

@@ -8,8 +8,7 @@ import time
 from agent.config import MqttConfig
 from agent.publisher import words
 from agent.publisher.access import open_access
-from agent.publisher.drain import GOOD_BELOW
-from agent.publisher.link import Link, Protocol, protocols_to_try
+from agent.publisher.link import GOOD_BELOW, Link, Protocol, protocols_to_try
 from agent.publisher.words import Trouble
 
 __all__ = ["ProbeResult", "probe"]

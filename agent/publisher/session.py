@@ -9,9 +9,9 @@ from agent.config import MqttConfig
 from agent.errors import JournalError
 from agent.journal import Outbox
 from agent.publisher import words
-from agent.publisher.drain import GOOD_BELOW, Drain
+from agent.publisher.drain import Drain
 from agent.publisher.face import JSON, Face
-from agent.publisher.link import Ack, Link
+from agent.publisher.link import GOOD_BELOW, Ack, Link
 from agent.publisher.orders import Orders
 from agent.publisher.report import Report, tell
 from agent.publisher.words import Trouble

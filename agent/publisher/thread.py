@@ -223,5 +223,5 @@ class Publisher:
             self._report.turned_at = time.monotonic()
 
 
-def _tell_nobody(name: str, severity: str, text: str, **data: str | float | bool | None) -> None:
+def _tell_nobody(_name: str, _severity: str, _text: str, /, **_data: str | float | bool | None) -> None:
     """Where no journal takes events."""

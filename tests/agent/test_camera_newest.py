@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -71,8 +72,11 @@ def test_close_comes_back_from_a_camera_that_hangs(hand: HandCamera, newest: New
     hand.hang(stuck=True)
     assert hand.hung.wait(PATIENCE_S)
 
-    newest.close()
+    closing = threading.Thread(target=newest.close)
+    closing.start()
+    closing.join(PATIENCE_S)
 
+    assert not closing.is_alive()
     assert newest.ended
     assert not hand.closed.is_set()
     hand.hang(stuck=False)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paho.mqtt.enums import MQTTProtocolVersion
 
 from agent.config import MqttConfig, TlsConfig
 from agent.errors import ConfigError
@@ -15,8 +16,6 @@ from tests.kit.broker import Amqtt, Listener, Mosquitto, free_port
 from tests.kit.publishing import STATION, Line, recs
 from tests.kit.tcp_proxy import TcpProxy
 from tests.kit.waiting import wait_until
-
-MQTT_311 = 4
 
 
 @pytest.fixture
@@ -184,7 +183,7 @@ def test_client_ids_are_fixed_and_differ_between_stations() -> None:
 
 def test_broker_without_mqtt_5_is_spoken_to_in_3_1_1(line: Line, tmp_path: Path) -> None:
     """amqtt takes 3.1.1 only; many PLCs and vision packages are no newer."""
-    with Amqtt(tmp_path) as broker, Listener(broker.port, protocol=MQTT_311) as listener:
+    with Amqtt(tmp_path) as broker, Listener(broker.port, protocol=MQTTProtocolVersion.MQTTv311) as listener:
         line.good(20)
         publisher = line.publisher(broker.port)
         received = listener.wait_for(lambda m: len(recs(m)) == 20, topic_end="/verdict", timeout_s=60)
