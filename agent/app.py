@@ -108,10 +108,10 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
         log_event(log, "ready", station=config.station, bundle=inspector.ref.name, engine=engine.name)
         notify("READY=1", f"STATUS={bundle.manifest.name} on {engine.name}")
         judged = station.run(stop, max_parts)
-        notify("STOPPING=1")
         journal.flush()
         if publisher is not None and not stop.is_set():
             _drain(journal, stop, heartbeat)
+        notify("STOPPING=1")  # starts systemd's stop time, which a long drain must not use up
         summary = Summary(
             judged=judged, by_decision=dict(journal.stats().by_decision), unsent=journal.outbox.depth()
         )

@@ -4,6 +4,7 @@
 read model, calibration images, val images       refuse before any work is done
   → quantize_cpu                                 the INT8 graph
   → a draft bundle, opened as a device opens it
+  → fit the temperature on val                   with the INT8 outputs that will run
   → evaluate fp32 and int8 on val                the drop, through Inspector and Policy
   → time both in turn                            one thread, alternating, the median
   → choose the CPU's graph, apply the gate
@@ -18,6 +19,7 @@ fall either way, and with it the bytes; `cpu_graph: int8` or `fp32` settles it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -29,12 +31,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 from agent import __version__
-from agent.bundle import Bundle, Golden, Manifest, golden_files, golden_name
+from agent.bundle import Bundle, Golden, Manifest, fit, golden_files, golden_name
 from agent.config import EngineConfig
 from agent.engines import Engine, open_engine
+from agent.errors import ImageError
 from optimize.calibration import FittedImages, pick_evenly
-from optimize.dataset import Dataset, Sample, data_digest
+from optimize.dataset import Dataset, Sample, data_digest, read_image
 from optimize.errors import DataError, OptimizeError
 from optimize.evaluate import Scorecard, evaluate
 from optimize.inputs import GRAPH_FILES, Inputs, draft_manifest
@@ -44,6 +50,7 @@ from optimize.progress import Progress, SilentProgress
 from optimize.quantize import FloatLayer, Quantized, QuantizeOptions, quantize_cpu
 from optimize.quantize.model import bytes_from_model
 from optimize.recipe import Recipe
+from optimize.temperature import fit_temperature
 
 __all__ = ["BuildReport", "build", "drop_points"]
 
@@ -113,6 +120,7 @@ class BuildReport:
             "digest": self.bundle.digest,
             "metrics": {"fp32": _metrics(self.fp32), "int8": _metrics(self.int8)},
             "drop_points": self.drop_points,
+            "temperature": manifest.temperature,
             "size_bytes": dict(self.size_bytes),
             "latency_ms": {kind: round(value, 3) for kind, value in self.latency_ms.items()},
             "speedup": round(self.speedup, 2),
@@ -148,13 +156,16 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
     graphs = {"fp32": bytes_from_model(inputs.model.proto), "cpu": quantized.graph}
     files = {GRAPH_FILES[kind]: data for kind, data in graphs.items()}
     with tempfile.TemporaryDirectory(prefix="defect-opt-") as folder:
-        draft = pack_bundle(Path(folder) / "draft.defect", draft_manifest(inputs), files)
+        untempered = pack_bundle(Path(folder) / "untempered.defect", draft_manifest(inputs), files)
+        progress.step("fitting the temperature on val")
+        draft_plan = dataclasses.replace(draft_manifest(inputs), temperature=_temperature(untempered, inputs))
+        draft = pack_bundle(Path(folder) / "draft.defect", draft_plan, files)
         measured = _measure(draft, inputs, progress)
         choice = _choose(inputs.recipe, measured)
         progress.step("recording golden inputs")
         goldens = _goldens(draft, pick_evenly(measured.sound, GOLDENS, inputs.recipe.seed))
     progress.step(f"writing {inputs.out}")
-    manifest = _manifest(inputs, measured, choice)
+    manifest = _manifest(draft_plan, inputs, measured, choice)
     bundle = pack_bundle(inputs.out, manifest, {**files, **golden_files(goldens)})
     report = BuildReport(
         bundle=bundle,
@@ -184,6 +195,24 @@ def _quantize(inputs: Inputs, progress: Progress) -> Quantized:
     progress.step(f"quantizing with {len(calibration)} pictures ({how.method}, {how.weight_bits}-bit weights)")
     options = QuantizeOptions(method=how.method, percentile=how.percentile, weight_bits=how.weight_bits)
     return quantize_cpu(inputs.model, FittedImages(calibration.samples, inputs.model.input), options)
+
+
+def _temperature(draft: Bundle, inputs: Inputs) -> float:
+    """Fitted on the INT8 outputs over val; pictures that can't be read are reported by the evaluation."""
+    index = {name: i for i, name in enumerate(draft.manifest.class_names)}
+    engine = open_engine(draft, _engine_config("cpu", inputs.recipe.threads))
+    logits, labels = [], []
+    try:
+        for sample in inputs.val:
+            with contextlib.suppress(ImageError):
+                picture = fit(read_image(sample.path), inputs.model.input)[None]
+                logits.append(engine.infer(picture)["logits"].reshape(-1))
+                labels.append(index[str(sample.label)])
+    finally:
+        engine.close()
+    if not logits:
+        return 1.0
+    return fit_temperature(np.array(logits, dtype=np.float64), np.array(labels))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,9 +360,9 @@ def _metrics(card: Scorecard) -> dict[str, Any]:
     }
 
 
-def _manifest(inputs: Inputs, measured: _Measured, choice: _Choice) -> Manifest:
+def _manifest(draft_plan: Manifest, inputs: Inputs, measured: _Measured, choice: _Choice) -> Manifest:
     return dataclasses.replace(
-        draft_manifest(inputs),
+        draft_plan,
         cpu_graph=choice.graph,
         gate_passed=not choice.gate_reasons,
         gate_reasons=choice.gate_reasons,
@@ -363,7 +392,8 @@ def _provenance(inputs: Inputs) -> dict[str, Any]:
         },
         "tools": {
             "defect-opt": __version__,
-            **{name: importlib.metadata.version(name) for name in ("numpy", "onnx", "onnxruntime", "opencv-python")},
+            **{name: importlib.metadata.version(name) for name in ("numpy", "onnx", "onnxruntime")},
+            "opencv": cv2.__version__,  # asked of the library: the headless build has another distribution name
         },
     }
 

@@ -204,7 +204,7 @@ def _scratches(rng: np.random.Generator, size: int, light: tuple[float, float]) 
     # A tool jumps: the groove is deeper here and shallower there, but never quite gone.
     groove *= np.clip(0.85 + 0.3 * _noise(rng, size, 30 * unit), 0.35, 1.2)
     shadow = _moved(groove, light, 1.3 * width)
-    contrast = _contrast(rng, 0.16, 0.4)
+    contrast = _contrast(rng, 0.2, 0.45)
     return np.asarray(contrast * (groove - 0.8 * shadow), dtype=np.float32)
 
 

@@ -13,6 +13,7 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 settings.register_profile("here", deadline=None)
 settings.load_profile("here")

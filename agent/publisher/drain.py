@@ -81,6 +81,8 @@ class Drain:
         self._acked: list[int] = []
         self._struck, self._strikes = 0, 0
         self._heard = True
+        self._paced = False
+        self._answered_at = 0.0
 
     def begin(self, link: Link) -> None:
         """A new connection: start from the outbox's first message."""
@@ -103,15 +105,16 @@ class Drain:
 
     @property
     def waiting_since(self) -> float | None:
-        """When the oldest message under way was sent, in monotonic seconds."""
-        return next((flight.sent_at for flight in self._flying.values()), None)
+        """Since when the broker owes us an answer, in monotonic seconds; None when it doesn't."""
+        oldest = next((flight.sent_at for flight in self._flying.values()), None)
+        return None if oldest is None else max(oldest, self._answered_at)
 
     def next_turn(self, now: float) -> float | None:
         """When `pump` has something to do without being woken; None: when woken."""
         times = []
         if not self._flying and (due := self._lanes.next_due()) is not None:
             times.append(due)
-        if self._queue and len(self._flying) < self._window and self._alone is None:
+        if self._paced:
             times.append(self._pace.next_token_at(now))
         return min(times, default=None)
 
@@ -132,6 +135,7 @@ class Drain:
             self._send(link, row, now)
 
     def _next(self, now: float) -> OutboxRow | None:
+        self._paced = False
         if self._alone is not None:
             return None
         suspect = self._lanes.due(now)
@@ -143,9 +147,8 @@ class Drain:
         while self._queue or self._refill():
             row = self._queue[0]
             admission = self._lanes.admit(row, in_flight=self._is_flying(row.kind))
-            if admission is Admission.WAIT or (
-                admission is Admission.GO and not self._pace.allows(row.created_ms, now)
-            ):
+            self._paced = admission is Admission.GO and not self._pace.allows(row.created_ms, now)
+            if self._paced or admission is Admission.WAIT:
                 return None
             self._queue.popleft()
             if admission is Admission.GO:
@@ -210,6 +213,7 @@ class Drain:
         if flight is None:
             return
         self._flying_bytes -= flight.size_bytes
+        self._answered_at = now
         if ack.code < GOOD_BELOW:
             self._accepted(flight.row, ack)
         else:

@@ -21,8 +21,8 @@ __all__ = ["Session"]
 CARE_S = 0.5
 """How often the keep-alive and late answers are looked after."""
 
-LEAST_ANSWER_S = 20.0
-"""A PUBACK may take this long, or twice the keep-alive if that is longer."""
+LEAST_ANSWER_S = 10.0
+"""The next PUBACK may take this long, or twice the keep-alive if that is longer."""
 
 STATUS_RETRY_S = 30.0
 JOURNAL_RETRY_S = 1.0

@@ -17,7 +17,7 @@ from agent.journal import Journal, Receipt
 from agent.journal.compose import draft_from_verdict
 from agent.journal.intake import Acknowledged, Intake, Recorded, Triggered
 from agent.verdict import Decision
-from tests.kit.verdicts import events, judge, make_part, make_verdict, open_journal
+from tests.kit.verdicts import events, judge, make_image, make_part, make_verdict, open_journal
 from tests.kit.waiting import wait_until
 
 
@@ -391,3 +391,17 @@ def test_acknowledgements_alone_wait_a_moment_and_never_hold_up_a_verdict() -> N
     assert [type(item) for item in intake.take(5) or []] == [Acknowledged]
     intake.close()
     assert intake.take(5) is None
+
+
+def test_a_group_holds_few_pictures_and_keeps_the_order() -> None:
+    """The verdicts in a group wait for its pictures to be encoded."""
+    intake = Intake(max_pending=100)
+    for n in range(1, 21):
+        verdict = make_verdict(make_part(n), Decision.DEFECT, image=make_image(n))
+        intake.put(Recorded(draft_from_verdict(verdict, boot="b", keep="flagged"), Receipt()))
+    intake.close()
+    groups = list(iter(lambda: intake.take(5), None))
+    sequences = [item.draft.part.sequence for group in groups for item in group if isinstance(item, Recorded)]
+
+    assert [len(group) for group in groups] == [8, 8, 4]
+    assert sequences == list(range(1, 21))

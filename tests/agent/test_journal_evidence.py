@@ -237,22 +237,36 @@ def test_names_from_the_database_never_lead_out_of_the_folder(tmp_path: Path) ->
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(b"secret")
     digest = hashlib.sha256(b"secret").hexdigest()
-    evidence = EvidenceConfig(quota_mb=1)
-    with open_journal(tmp_path / "state", evidence=evidence) as journal:
+    with open_journal(tmp_path / "state", evidence=EvidenceConfig(quota_mb=1)) as journal:
         for n in (1, 2, 3):
             judge(journal, n, Decision.DEFECT, image=make_image(n)).wait(5)
-    with sqlite3.connect(tmp_path / "state" / "journal.db") as db:
-        db.execute("UPDATE images SET id = '../../../secret', sha256 = ? WHERE rec = 1", (digest,))
-        db.execute("UPDATE images SET day = '../../..', id = 'secret', sha256 = ? WHERE rec = 2", (digest,))
-        db.execute("UPDATE images SET bytes = 50000000 WHERE rec = 3")
-    db.close()
-    with open_journal(tmp_path / "state", evidence=evidence) as journal:
+        with sqlite3.connect(tmp_path / "state" / "journal.db") as db:
+            db.execute("UPDATE images SET id = '../../../secret', sha256 = ? WHERE rec = 1", (digest,))
+            db.execute("UPDATE images SET day = '../..', id = 'secret', sha256 = ? WHERE rec = 2", (digest,))
+        db.close()
         images = [row for row in journal.outbox.pending(limit=99) if row.kind == "image"]
-        assert [journal.outbox.payload(row) for row in images[:2]] == [None, None]
-        judge(journal, 1, Decision.DEFECT, image=make_image()).wait(5)  # over the quota: everything is evicted
-        journal.flush()
+        assert [journal.outbox.payload(row) is None for row in images] == [True, True, False]
+        wait_until(lambda: journal.stats().evidence_evicted == 2)  # tried to read, then to remove
 
     assert secret.read_bytes() == b"secret"
+
+
+@pytest.mark.parametrize(
+    ("id_", "day"),
+    [("../secret", "2026-10-05"), ("secret", ".."), (ID, "../2026-10-05"), (ID + "/../x", "2026-10-05"), ("", "")],
+)
+def test_only_names_that_the_agent_gives_are_looked_at(tmp_path: Path, id_: str, day: str) -> None:
+    """Whatever stands at the end of such a path is none of ours."""
+    images = ImageFiles(tmp_path / "images")
+    (images.root / "2026-10-05" / ID).mkdir(parents=True)
+    for folder in (tmp_path, images.root, images.root / "2026-10-05"):
+        for name in ("secret", ID, "x", ""):
+            (folder / f"{name}.jpg").write_bytes(b"secret")
+    before = sorted(tmp_path.rglob("*"))
+    images.remove(id_, day)
+
+    assert images.read(id_, day, small=False, sha256=hashlib.sha256(b"secret").hexdigest()) is None
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_that_is_a_link_is_not_followed(tmp_path: Path) -> None:

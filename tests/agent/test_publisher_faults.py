@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
+from agent.publisher import Publisher
 from tests.kit.broker import Listener, Mosquitto
 from tests.kit.publishing import STATION, Line, decoded, recs
 from tests.kit.tcp_proxy import TcpProxy
@@ -143,9 +146,9 @@ def test_half_open_link_is_noticed(proxy: TcpProxy, broker: Mosquitto, line: Lin
 def test_picture_too_large_for_a_slow_link_lets_verdicts_pass(broker: Mosquitto, proxy: TcpProxy, line: Line) -> None:
     """A picture that takes longer than the keep-alive allows would otherwise block every verdict behind it."""
     with Listener(broker.port) as listener:
-        line.flagged(side_px=200)
+        line.flagged(side_px=500)
         line.good(3)
-        proxy.slow(10_000)
+        proxy.slow(20_000)
         publisher = line.publisher(proxy.port, keepalive_s=2, reconnect_max_s=0.2)
         received = listener.wait_for(lambda m: len(recs(m)) == 4, topic_end="/verdict", timeout_s=60)
 
@@ -196,7 +199,7 @@ def test_second_client_with_our_id_is_named(line: Line, caplog: pytest.LogCaptur
     mosquitto 2.0 says nothing to the one that it throws off; brokers that do send this DISCONNECT.
     """
     caplog.set_level(logging.INFO, "agent.publisher")
-    with Talker(b"\x20\x03\x00\x00\x00\xe0\x01\x8e") as talker:
+    with Talker(b"\x20\x03\x00\x00\x00\xe0\x06\x8e\x04\x1f\x00\x01x") as talker:  # paho 2.0 wants more than a code
         publisher = line.publisher(talker.port, protocol="5", reconnect_max_s=0.1)
         wait_until(lambda: publisher.link.error, within_s=30, what="the first to be thrown off")
 
@@ -256,6 +259,96 @@ class Talker:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(5)
+
+
+def test_answer_that_never_comes_ends_the_connection(line: Line) -> None:
+    """Pings are answered, messages are not: to the keep-alive all is well, and nothing would ever leave again."""
+    with Forgetful() as broker:
+        publisher = line.publisher(broker.port, protocol="3.1.1", keepalive_s=2, reconnect_max_s=0.1)
+        line.good(3)
+        wait_until(lambda: publisher.link.counters["reconnects"], within_s=60, what="another connection")
+
+        assert publisher.link.error == "the broker acknowledged nothing for 10 s"
+        assert line.journal.outbox.depth() == 3
+        assert publisher.stop(2.0)
+
+
+class Forgetful:
+    """Takes MQTT 3.1.1 connections, acknowledges the first message of each (the status), and answers pings."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with client, contextlib.suppress(OSError, IndexError):
+                self._talk(client, client.makefile("rb"))
+
+    @staticmethod
+    def _talk(client: socket.socket, stream: BinaryIO) -> None:
+        acknowledged = False
+        with stream:
+            while True:
+                kind = stream.read(1)[0] & 0xF0
+                length = shift = 0
+                while True:
+                    byte = stream.read(1)[0]
+                    length |= (byte & 0x7F) << shift
+                    shift += 7
+                    if byte < 0x80:
+                        break
+                body = stream.read(length)
+                if kind == 0x10:
+                    client.sendall(b"\x20\x02\x00\x00")
+                elif kind == 0xC0:
+                    client.sendall(b"\xd0\x00")
+                elif kind == 0x30 and not acknowledged:
+                    acknowledged = True
+                    topic = int.from_bytes(body[:2], "big")
+                    client.sendall(b"\x40\x02" + body[2 + topic : 4 + topic])
+
+    def __enter__(self) -> Forgetful:  # noqa: PYI034 - Self needs Python 3.11
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(5)
+
+
+def test_our_own_bug_does_not_end_the_thread(tmp_path: Path) -> None:
+    """An exception that nobody thought of is logged and counted, and the connection is made anew."""
+
+    def broken(_name: str, _severity: str, _text: str, /, **_data: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    acl = tmp_path / "acl"
+    acl.write_text("topic read #\n")
+    with Line(tmp_path / "state") as line, Mosquitto(tmp_path, [f"acl_file {acl}"]) as strict:
+        publisher = Publisher(
+            line.config(strict.port, reconnect_max_s=0.2),
+            line.journal.outbox,
+            station=STATION,
+            status=lambda: line.state,
+            metrics=line.metrics,
+            tell_event=broken,
+        )
+        publisher.start()
+        line.good(5)
+        wait_until(lambda: publisher.link.counters["bugs"], within_s=30, what="the bug")
+        acl.write_text("topic readwrite #\n")
+        strict.reload()
+        emptied(line)
+
+        assert publisher.alive()
+        assert publisher.stop(5.0)
 
 
 def test_status_is_published_again_after_a_loss(broker: Mosquitto, proxy: TcpProxy, line: Line) -> None:
