@@ -4,6 +4,10 @@ Messages go in the order of their numbers; only one that the broker refused come
 leaves the outbox after a PUBACK with a good reason code. What was under way when a connection was lost is simply taken
 from the outbox again.
 
+A PUBACK is not delivery: the broker may die with the message in its memory (shared notes on MQTT, section 0; `kill -9` of
+mosquitto lost 200 of 200). So what was acknowledged in the last `RESEND_S` before a connection broke is sent once more on
+the next one; consumers remove repeats by `rec`.
+
 A new connection starts with one message under way and allows one more with each answer, as TCP does: on a link that is
 cut every few kilobytes a full window is sent again and again, and its answers are lost with the connection.
 """
@@ -30,6 +34,11 @@ MAX_FLYING_BYTES = 4 << 20
 LOSSES_TO_SUSPECT = 3
 ABOUT_ONE_MESSAGE = frozenset({0x90, 0x95, 0x99})
 """Topic name invalid, packet too large, payload format invalid (MQTT 5.0, section 3.4.2.1)."""
+
+RESEND_S = 10.0
+"""Longer than a broker takes to hand a message on to who is there, short enough that a flapping link repeats little."""
+
+RESEND_ROWS = 2_000
 
 NO_SUBSCRIBERS = 0x10
 
@@ -79,6 +88,9 @@ class Drain:
         self._highest = 0
         self._more = True
         self._acked: list[int] = []
+        self._recent: deque[tuple[float, OutboxRow]] = deque(maxlen=RESEND_ROWS)
+        self._again: deque[OutboxRow] = deque()
+        self._repeated: set[int] = set()
         self._struck, self._strikes = 0, 0
         self._heard = True
         self._paced = False
@@ -101,7 +113,7 @@ class Drain:
     @property
     def idle(self) -> bool:
         """Nothing is under way and nothing may go now."""
-        return not self._flying and not self._queue and not self._more
+        return not self._flying and not self._again and not self._queue and not self._more
 
     @property
     def waiting_since(self) -> float | None:
@@ -144,13 +156,13 @@ class Drain:
                 return None
             self._alone = suspect.seq
             return suspect
-        while self._queue or self._refill():
-            row = self._queue[0]
+        while waiting := self._again or (self._queue if self._queue or self._refill() else None):
+            row = waiting[0]
             admission = self._lanes.admit(row, in_flight=self._is_flying(row.kind))
             self._paced = admission is Admission.GO and not self._pace.allows(row.created_ms, now)
             if self._paced or admission is Admission.WAIT:
                 return None
-            self._queue.popleft()
+            waiting.popleft()
             if admission is Admission.GO:
                 return row
         return None
@@ -215,15 +227,17 @@ class Drain:
         self._flying_bytes -= flight.size_bytes
         self._answered_at = now
         if ack.code < GOOD_BELOW:
-            self._accepted(flight.row, ack)
+            self._accepted(flight.row, ack, now)
         else:
             self._report.refused += 1
             how: Failure = "refused alone" if ack.code in ABOUT_ONE_MESSAGE else "refused"
             self._failed(flight.row, how, words.refusal(ack.code, ack.name), now)
 
-    def _accepted(self, row: OutboxRow, ack: Ack) -> None:
+    def _accepted(self, row: OutboxRow, ack: Ack, now: float) -> None:
         self._report.published += 1
         self._window = min(self._widest, self._window + 1)
+        if row.seq not in self._repeated:  # once more is enough: a link that breaks all the time must get on
+            self._recent.append((now, row))
         self._done(row)
         if ack.code == NO_SUBSCRIBERS:
             self._report.unheard += 1
@@ -238,8 +252,11 @@ class Drain:
         """It left the outbox, as far as the broker goes."""
         if self._alone == row.seq:
             self._alone = None
-        self._acked.append(row.seq)
-        self._pace.left()
+        if row.seq in self._repeated:
+            self._repeated.discard(row.seq)
+        else:
+            self._acked.append(row.seq)
+            self._pace.left()
 
     def _failed(self, row: OutboxRow, how: Failure, reason: str, now: float) -> None:
         if self._alone == row.seq:
@@ -281,6 +298,7 @@ class Drain:
         """The connection is gone: learn from what was under way, and start anew with the next one."""
         head = next((flight.row for flight in self._flying.values()), None)
         alone, flying = self._alone, len(self._flying)
+        self._plan_repeats()
         self._forget_flights()
         if head is None or not _blames(trouble, head):
             return
@@ -291,6 +309,16 @@ class Drain:
         self._struck = head.seq
         if self._strikes >= LOSSES_TO_SUSPECT or trouble.cause == "silent":
             self._lanes.suspect(head)
+
+    def _plan_repeats(self) -> None:
+        """What the broker acknowledged last may have died with it: it goes once more, before everything else."""
+        under_way = [flight.row for flight in self._flying.values() if flight.row.seq in self._repeated]
+        last = self._recent[-1][0] if self._recent else 0.0
+        fresh = [row for acked_at, row in self._recent if acked_at >= last - RESEND_S]
+        self._recent.clear()
+        rows = {row.seq: row for row in [*under_way, *self._again, *fresh]}
+        self._again = deque(rows[seq] for seq in sorted(rows))
+        self._repeated = set(rows)
 
     def _forget_flights(self) -> None:
         self._flying.clear()

@@ -17,7 +17,7 @@ from agent.errors import JournalError
 from agent.journal import Journal
 from agent.journal.schema import SCHEMA
 from agent.verdict import Decision
-from tests.kit.verdicts import events, judge, make_image, make_part, make_verdict, open_journal
+from tests.kit.verdicts import events, judge, make_image, make_part, make_verdict, open_journal, pictures
 from tests.kit.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,15 +56,15 @@ def test_on_a_full_disk_pictures_make_room_for_verdicts(tiny_disk: Path) -> None
             image = make_image(n, height_px=300, width_px=400)
             assert judge(journal, n, Decision.DEFECT, image=image).wait(10) == n
         journal.flush()
-        pictures = [json.loads(stored.body)["image"] for stored in journal.read()]
+        sent = [json.loads(stored.body)["image"] for stored in journal.read()]
         stats = journal.stats()
 
-        assert len(pictures) == 60
-        assert pictures[0] is not None
-        assert None in pictures
+        assert len(sent) == 60
+        assert sent[0] is not None
+        assert None in sent
         assert stats.evidence_evicted > 0
         assert names(journal)[:2] == ["disk_full", "evidence_dropped"]
-        on_disk = sum(path.stat().st_size for path in (tiny_disk / "images").glob("*/*"))
+        on_disk = sum(pictures(tiny_disk).values())
         assert stats.evidence_bytes == on_disk < 4_000_000
 
 

@@ -19,7 +19,7 @@ from agent.frame import BgrImage, Stamp
 from agent.journal import Journal
 from agent.journal.evidence import ImageFiles, encode_picture
 from agent.verdict import Decision
-from tests.kit.verdicts import events, judge, make_image, make_part, make_verdict, open_journal
+from tests.kit.verdicts import events, judge, make_image, make_part, make_verdict, open_journal, pictures
 from tests.kit.waiting import wait_until
 
 ID = "01924c1e-3b00-7abc-8def-0123456789ab"
@@ -27,7 +27,7 @@ DAY_1, DAY_2 = 1_791_191_643_000, 1_791_278_043_000
 
 
 def files(state_dir: Path) -> list[Path]:
-    return sorted((state_dir / "images").glob("*/*"))
+    return list(pictures(state_dir))
 
 
 def big_image(seed: int) -> BgrImage:
@@ -147,7 +147,7 @@ def test_at_the_quota_the_oldest_records_lose_their_picture_first(tmp_path: Path
             judge(journal, n, Decision.DEFECT, image=big_image(n), captured=Stamp(utc_ms, n)).wait(5)
         journal.flush()
         wait_until(lambda: journal.stats().evidence_bytes <= 1_000_000)
-        wait_until(lambda: sum(path.stat().st_size for path in files(tmp_path)) <= 1_000_000)
+        wait_until(lambda: sum(pictures(tmp_path).values()) <= 1_000_000)
         with Journal.open_readonly(tmp_path) as reader:
             kept = [rec for rec in range(1, 21) if reader.image_path(rec)]
             stats = reader.stats()
@@ -156,7 +156,7 @@ def test_at_the_quota_the_oldest_records_lose_their_picture_first(tmp_path: Path
         assert kept == list(range(21 - len(kept), 21))
         assert stats.evidence_count == len(kept) == len(files(tmp_path))
         assert stats.evidence_evicted == 20 - len(kept)
-        assert stats.evidence_bytes == sum(path.stat().st_size for path in files(tmp_path))
+        assert stats.evidence_bytes == sum(pictures(tmp_path).values())
         assert [e["event"] for e in events(journal)] == ["evidence_dropped"]
         assert len(list(journal.read())) == 20
     with open_journal(tmp_path, evidence=quota) as journal:  # closing told the rest

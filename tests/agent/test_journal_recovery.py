@@ -20,7 +20,7 @@ from agent.frame import Stamp
 from agent.journal import Journal
 from agent.journal.age import MAX_ABSENCE_MS, Age
 from agent.verdict import Decision
-from tests.kit.verdicts import events, judge, make_image, make_part, make_verdict, open_journal
+from tests.kit.verdicts import events, judge, make_image, make_part, make_verdict, open_journal, pictures
 from tests.kit.waiting import wait_until
 
 DAY_MS = 86_400_000
@@ -194,7 +194,7 @@ def check_killed_run(journal: Journal, boot: str, reported: dict[int, int], stat
     assert len([s for s in stored if s.part.startswith(f"{boot}-")]) == len(recs)
     assert {sequence: recs[sequence] for sequence in reported} == reported
     assert [s.rec for s in stored] == list(range(1, len(stored) + 1))
-    assert with_image == {path.name.split(".")[0] for path in (state_dir / "images").glob("*/*")}
+    assert with_image == {path.name.split(".")[0] for path in pictures(state_dir)}
     assert journal.stats().outbox == journal.outbox.depth()
 
 
@@ -267,7 +267,7 @@ def test_old_published_verdicts_and_their_pictures_are_deleted_and_the_numbers_g
         publish_all(journal)
         clock.pass_(2 * DAY_MS)
         wait_until(lambda: [stored.rec for stored in journal.read()] == [251])
-        wait_until(lambda: not list((tmp_path / "images").glob("*/*")))
+        wait_until(lambda: not pictures(tmp_path))
 
         stats = journal.stats()
         assert (stats.last_rec, stats.oldest_rec, stats.evidence_count, stats.evidence_bytes) == (251, 251, 0, 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,17 @@ from agent.inspection import BundleRef, Finding, Inspection, StageMs
 from agent.journal import Journal, Receipt
 from agent.verdict import Decision, Policy, Verdict
 
-__all__ = ["BUNDLE", "STATION", "events", "judge", "make_image", "make_part", "make_verdict", "open_journal"]
+__all__ = [
+    "BUNDLE",
+    "STATION",
+    "events",
+    "judge",
+    "make_image",
+    "make_part",
+    "make_verdict",
+    "open_journal",
+    "pictures",
+]
 
 STATION = "acme/cam1"
 
@@ -121,3 +133,13 @@ def events(journal: Journal) -> list[dict[str, Any]]:
     """The events that wait in the outbox, decoded, oldest first."""
     rows = journal.outbox.pending(limit=100_000)
     return [json.loads(journal.outbox.payload(row) or b"") for row in rows if row.kind == "event"]
+
+
+def pictures(state_dir: Path) -> dict[Path, int]:
+    """Every file below `images/` with its size in bytes; the agent may remove some meanwhile."""
+    sizes: dict[Path, int] = {}
+    for folder, _, names in os.walk(state_dir / "images"):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                sizes[Path(folder, name)] = Path(folder, name).stat().st_size
+    return dict(sorted(sizes.items()))

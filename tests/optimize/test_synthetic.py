@@ -7,11 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from agent.bundle.manifest import InputSpec
+from agent.bundle.preprocess import Preprocessor
 from optimize.dataset import read_dataset, read_image
 from optimize.errors import DataError
 from optimize.synthetic import BALANCED, CLASSES, LINE, generate, write_image, write_parts
+
+MODEL = Path(__file__).resolve().parents[2] / "configs" / "demo" / "demo_parts.onnx"
 
 
 @pytest.mark.parametrize("size_px", [0, 63, 5000, -200])
@@ -115,3 +120,20 @@ def test_a_written_picture_is_nearly_the_one_that_was_made(tmp_path: Path) -> No
 
     difference = read_image(tmp_path / "new" / "a.jpg").astype(int) - part.image.astype(int)
     assert float(np.abs(difference).mean()) < 3
+
+
+def test_the_committed_model_is_small_and_knows_parts_that_it_has_not_seen() -> None:
+    """A generator that was changed without a new model would make the demo look foolish: tools/demo_model.py."""
+    session = onnxruntime.InferenceSession(MODEL.read_bytes(), providers=["CPUExecutionProvider"])
+    (taken,) = session.get_inputs()
+    preprocess = Preprocessor(InputSpec(width_px=taken.shape[2], height_px=taken.shape[1]))
+    classes = sorted(CLASSES)
+
+    right = 0
+    for part in generate(100, seed=4321):
+        logits = session.run(["logits"], {taken.name: preprocess(part.image)[0]})[0]
+        right += classes[int(np.argmax(logits))] == part.label
+
+    assert MODEL.stat().st_size <= 1_000_000
+    assert taken.type == "tensor(uint8)"
+    assert right >= 90
