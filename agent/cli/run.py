@@ -16,7 +16,7 @@ NAME = "run"
 HELP = "Judge every part, record each verdict and publish it, until SIGTERM or the source's end."
 EPILOG = """examples:
   defect-agent run --config /etc/defect-agent/line3.yaml
-  defect-agent run --config configs/stations/replay.yaml --max-parts 40
+  defect-agent run --config configs/stations/folder-replay.yaml --max-parts 40
 """
 
 

@@ -35,8 +35,9 @@ class DataCheck:
 def report_lines(check: DataCheck) -> list[str]:
     """A table of counts, then a line per question and its remedy."""
     found = check.findings
-    lines = [f"{found.dataset.root}: {len(found.dataset):,} pictures, {len(found.dataset.ignored)} other files", ""]
-    lines += [*_table(found), ""]
+    lines = [f"{found.dataset.root}: {len(found.dataset):,} pictures; other files: {len(found.dataset.ignored):,}", ""]
+    if found.counts:
+        lines += [*_table(found), ""]
     width = max(len(c.name) for c in check.checks)
     for c in check.checks:
         lines.append(f"{c.verdict:<4}  {c.name:<{width}}  {c.text}")
