@@ -206,8 +206,10 @@ def _temperature(draft: Bundle, inputs: Inputs) -> float:
         for sample in inputs.val:
             with contextlib.suppress(ImageError):
                 picture = fit(read_image(sample.path), inputs.model.input)[None]
-                logits.append(engine.infer(picture)["logits"].reshape(-1))
-                labels.append(index[str(sample.label)])
+                found = engine.infer(picture)["logits"].reshape(-1)
+                if np.isfinite(found).all():  # else the evaluation reports it as an image that can't be judged
+                    logits.append(found)
+                    labels.append(index[str(sample.label)])
     finally:
         engine.close()
     if not logits:

@@ -425,11 +425,13 @@ def _summary(
     yield f"accuracy {facts['accuracy']:.1%} on these synthetic parts" + (
         f"; passed though defective: {', '.join(escapes)}" if escapes else "; no defective part was passed"
     )
+    sizes = build["size_bytes"]
     yield (
         f"INT8 against FP32: {0 - build['drop_points']:+.2f} points of accuracy on {VAL} other parts, "
-        f"{build['latency_ms']['fp32'] / build['latency_ms']['int8']:.1f} times as fast, "
-        f"{build['size_bytes']['fp32'] / build['size_bytes']['int8']:.1f} times smaller"
+        f"{build['speedup']:.1f} times as fast, {sizes['fp32'] / sizes['int8']:.1f} times smaller"
     )
+    if build["cpu_graph"] != "cpu":
+        yield f"this bundle runs FP32 on a CPU: {build['cpu_graph_why']}"
     yield f"one part takes {facts['latency_ms']['p50']:.1f} ms (99 %: {facts['latency_ms']['p99']:.1f} ms)"
     if sheet is not None:
         yield f"look at: {sheet}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -99,7 +100,8 @@ class Scada:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # A retained status of a station that is gone would stay on somebody's broker for ever.
-        self._client.publish(f"{self._root}/status", b"", qos=1, retain=True)
+        with contextlib.suppress(RuntimeError, ValueError):
+            self._client.publish(f"{self._root}/status", b"", qos=1, retain=True).wait_for_publish(2)
         self._client.disconnect()
         self._client.loop_stop()
 

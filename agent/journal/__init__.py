@@ -24,6 +24,9 @@ What holds:
 - When the disk is full, pictures go first, then a reserve is given up; when that is gone too, every waiting and every
   later call raises `JournalError`.
 
+Its own events: `verdict_repeated`, `parts_interrupted`, `clock_jumped`, `evidence_dropped` (many losses in one, at most
+once a minute), `evidence_stuck`, `evidence_moved`, `message_set_aside`, `disk_full`, `disk_recovered`.
+
 For the publisher's thread, `journal.outbox`:
 
 ```python

@@ -136,7 +136,8 @@ class Flushed:
 
 
 Item = Union[Triggered, Recorded, Noted, Acknowledged, SetAside, Missing, Flushed]  # noqa: UP007 - Python 3.10
-BOUNDED = (Triggered, Recorded, Noted)
+BOUNDED = (Triggered, Recorded)
+"""Events and acknowledgements never wait: the publisher's thread has a link to keep alive."""
 
 
 class Intake:

@@ -172,7 +172,7 @@ class Journal:
         /,
         **data: str | float | bool | None,
     ) -> None:
-        """Queue an event for the outbox; durable with the next commit.
+        """Queue an event for the outbox; durable with the next commit. Never waits for the disk.
 
         Raises:
             JournalError: the journal can't be written, or is closed.

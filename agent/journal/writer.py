@@ -7,6 +7,7 @@ and ends when the intake is closed and empty, or with an error that everybody ge
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import statistics
@@ -198,6 +199,11 @@ class Writer:
             self._outbox.settle(added=len(plan.outbox), removed=removed, left=left)
             return
 
+    def _commit_notes(self, now: Stamp) -> None:
+        """Write what the journal itself has to tell; on a full disk that waits for the next verdict, and stops nothing."""
+        with contextlib.suppress(DiskFullError):
+            self._commit([], [], now)
+
     def _sort(self, items: Sequence[Item], now: Stamp) -> tuple[list[Job], list[tuple[Receipt, int]]]:
         """Verdicts to write, each part once, and the receipts of those that are written already."""
         jobs: dict[Key, Job] = {}
@@ -264,7 +270,7 @@ class Writer:
         if rows:
             self._keeper.evict(rows, "the quota is reached")
             self._keeper.tell_losses(now)
-            self._commit([], [], now)  # rows first: a file without a row is swept at the next start
+            self._commit_notes(now)  # rows first: a file without a row is swept at the next start
             self._keeper.unlink(rows, now)
 
     def _tidy(self, now: Stamp, *, idle: bool) -> None:
@@ -274,13 +280,14 @@ class Writer:
         self._tidied_ns = now.mono_ns
         self._keeper.look_for_space(now)
         self._keeper.tell_losses(now)
-        self._commit([], [], now)
-        self._retire(now)
+        self._commit_notes(now)
+        with contextlib.suppress(DiskFullError):  # deleting needs space too; it can wait
+            self._retire(now)
 
     def _retire(self, now: Stamp) -> None:
         before = self._age.at(now) - self._setting.retention_ms
         self._more_to_retire = False
-        if before > 0 and not self._keeper.short:  # deleting needs space too
+        if before > 0 and not self._keeper.short:
             gone, images = self._store.retire(before_lived_ms=before, limit=RETIRE_LIMIT)
             self._keeper.retired(images, now)
             self._more_to_retire = gone == RETIRE_LIMIT
@@ -288,7 +295,7 @@ class Writer:
     def _finish(self) -> None:
         now = self._setting.clock()
         self._keeper.tell_losses(now, at_once=True)
-        self._commit([], [], now)
+        self._commit_notes(now)
         self._store.shrink()
 
     def _fail(self, error: Exception) -> None:

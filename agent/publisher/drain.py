@@ -92,7 +92,6 @@ class Drain:
         self._again: deque[OutboxRow] = deque()
         self._repeated: set[int] = set()
         self._struck, self._strikes = 0, 0
-        self._heard = True
         self._paced = False
         self._answered_at = 0.0
 
@@ -101,6 +100,10 @@ class Drain:
         self._widest = max(1, min(self._configured_window, link.limits.receive_max - 1))  # one is for the status
         self._window = 1
         self._forget_flights()
+
+    def start_over(self) -> None:
+        """After trouble with the journal: look at everything again that is not under way."""
+        self._rewind(0)
 
     def birth_accepted(self) -> None:
         """The broker took the status on this connection."""
@@ -190,6 +193,7 @@ class Drain:
         self._more = True
 
     def _send(self, link: Link, row: OutboxRow, now: float) -> None:
+        """Publish with QoS 1 whatever the row says: without a PUBACK it could never leave the outbox."""
         payload = self._outbox.payload(row)
         if payload is None:  # the picture was evicted meanwhile, which was an event then
             self._done(row)
@@ -240,13 +244,12 @@ class Drain:
             self._recent.append((now, row))
         self._done(row)
         if ack.code == NO_SUBSCRIBERS:
+            if self._report.unheard == 0:
+                tell("nobody_listens", topic=row.topic, note="no subscriber matched; further ones are counted only")
             self._report.unheard += 1
-        if (ack.code != NO_SUBSCRIBERS) != self._heard and row.kind == "verdict":
-            self._heard = not self._heard
-            tell("somebody_listens" if self._heard else "nobody_listens", topic=row.topic)
         if self._lanes.accepted(row):
-            self._say_opened(row.kind)
             self._after_change()
+            self._say_opened(row.kind)
 
     def _done(self, row: OutboxRow) -> None:
         """It left the outbox, as far as the broker goes."""
@@ -262,11 +265,11 @@ class Drain:
         if self._alone == row.seq:
             self._alone = None
         outcome = self._lanes.failed(row, how, reason, now)
+        self._after_change()
         if outcome is Outcome.SET_ASIDE:
             self._set_aside(row, reason)
         elif outcome is Outcome.LANE_HELD:
             self._say_held(row, reason)
-        self._after_change()
 
     def _set_aside(self, row: OutboxRow, reason: str) -> None:
         if self._alone == row.seq:

@@ -114,6 +114,8 @@ class Lanes:
 
     def due(self, now: float) -> OutboxRow | None:
         """The oldest message whose time to try again has come; it goes alone."""
+        if not self._suspects:
+            return None
         return next((s.row for s in self._candidates() if self._retry_at(s) <= now), None)
 
     def next_due(self) -> float | None:

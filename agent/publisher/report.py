@@ -108,7 +108,11 @@ class Report:
 
     def down(self, trouble: Trouble) -> None:
         """A connection ended, or could not be made: said once per outage, and again only what a person must mend."""
-        now, first = time.monotonic(), self._down_since is None or not self._told
+        now = time.monotonic()
+        if self._quiet and now - self._losses[-1] > UNSTEADY_WINDOW_S:  # not unsteady any more: away
+            self._quiet = False
+            self._told.clear()
+        first = not self._told
         if self._connected:
             self._since_ms = _now_ms()
             self._losses.append(now)

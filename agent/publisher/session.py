@@ -170,6 +170,7 @@ class Session:
     def _journal_failed(self, error: JournalError, now: float) -> None:
         """The disk's trouble is not the broker's: keep the link, and try the outbox again in a while."""
         self._journal_at = now + JOURNAL_RETRY_S
+        self._drain.start_over()
         if str(error) != self._journal_error:
             self._journal_error = str(error)
             tell("outbox_failed", logging.ERROR, reason=error.message, hint=error.hint)

@@ -35,6 +35,8 @@ TRIAL_S = 3.0
 TRY_AGAIN_S = 600.0
 """A broker that took 3.1.1 only after it failed with MQTT 5, without saying why, is asked for 5 again after this."""
 
+DOUBTS_TO_ASK_AGAIN = 3
+
 STUCK_S = 60.0
 """Connecting may block for a few seconds per address; a turn that takes longer than this is stuck."""
 
@@ -83,6 +85,7 @@ class Publisher:
         )
         self._known: Protocol | None = None
         self._known_until = math.inf
+        self._doubts = 0
         self._bug = ""
         self._served_s = 0.0
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -148,18 +151,27 @@ class Publisher:
         if time.monotonic() > self._known_until:
             self._known = None
         for protocol in protocols_to_try(self._config.protocol, self._known):
-            before = trouble
-            trouble = self._connect_and_serve(protocol, fallen=before)
+            fallen = trouble
+            trouble = self._connect_and_serve(protocol, fallen=fallen)
             if trouble is None or trouble.cause not in PERHAPS_VERSION:
                 break
-            self._known = None
+            self._doubt(trouble)
         if trouble is not None:
             self._report.down(trouble)
         return trouble
 
-    def _remember(self, fallen: Trouble | None) -> None:
-        """A broker that took 3.1.1 after it failed with MQTT 5 is not asked again, or not for a while."""
+    def _doubt(self, trouble: Trouble) -> None:
+        """A broker that did speak MQTT 5 may only be slow; three failures in a row and it may be another one."""
+        self._doubts += 1
+        if trouble.cause == "version" or self._known == "3.1.1" or self._doubts >= DOUBTS_TO_ASK_AGAIN:
+            self._known = None
+
+    def _remember(self, protocol: Protocol, fallen: Trouble | None) -> None:
+        """What a broker took; one that took 3.1.1 after it failed with MQTT 5 is asked again some day."""
+        self._doubts = 0
         if fallen is None:
+            if protocol == "5":
+                self._known, self._known_until = "5", math.inf
             return
         said_so = fallen.cause == "version"
         self._known, self._known_until = "3.1.1", math.inf if said_so else time.monotonic() + TRY_AGAIN_S
@@ -182,7 +194,7 @@ class Publisher:
                 self._report.turned_at = time.monotonic()
             if not link.ready:
                 return link.trouble
-            self._remember(fallen)
+            self._remember(protocol, fallen)
             return self._serve(link)
         finally:
             link.abandon(Trouble(cause="cut", words="abandoned"))

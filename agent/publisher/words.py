@@ -24,13 +24,13 @@ __all__ = [
     "silent",
 ]
 
-Cause = Literal["unreachable", "refused", "version", "early", "mute", "cut", "taken over", "silent"]
+Cause = Literal["unreachable", "refused", "version", "early", "mute", "cut", "dismissed", "taken over", "silent"]
 """Why there is no connection.
 
 `unreachable`: no TCP connection. `refused`: an answer that stays until a person changes something (password,
 certificate). `version`: the broker doesn't speak this MQTT. `early`: closed before it answered our CONNECT. `mute`:
-never answered it. `cut`: the other side closed or reset it. `taken over`: another client has our client id. `silent`:
-a connection on which nothing comes back any more.
+never answered it. `cut`: the other side closed or reset it. `dismissed`: it closed it for a reason of its own. `taken
+over`: another client has our client id. `silent`: a connection on which nothing comes back any more.
 """
 
 PERHAPS_VERSION = frozenset({"version", "early", "mute"})
@@ -38,6 +38,10 @@ PERHAPS_VERSION = frozenset({"version", "early", "mute"})
 
 NOT_AUTHORIZED = 0x87
 TAKEN_OVER = 0x8E
+ITS_OWN_REASONS = frozenset({0x87, 0x89, 0x8B, 0x8D, 0x96, 0x97, 0x98, 0x9C, 0x9D, 0x9F, 0xA0})
+"""Not authorized, busy, shutting down, keep-alive, rate, quota, administrative, moved, connect rate and time: no message
+that was under way is to blame."""
+
 UNSUPPORTED_VERSION = 0x84
 
 
@@ -157,7 +161,8 @@ def from_disconnect(code: int, name: str) -> Trouble:
             words="another client connected with our client id",
             hint="two agents must never share a client id: set mqtt.client_id, or station, on one of them",
         )
-    return Trouble(cause="cut", words=f"the broker closed the connection: {name} (0x{code:02x})")
+    cause: Cause = "dismissed" if code in ITS_OWN_REASONS else "cut"
+    return Trouble(cause=cause, words=f"the broker closed the connection: {name} (0x{code:02x})")
 
 
 def lost(log: str, *, ready: bool, tls: bool) -> Trouble:

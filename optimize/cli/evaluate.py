@@ -96,7 +96,8 @@ def _lines(card: Scorecard, bundle: Bundle, engine: str, split: str | None) -> I
     yield f"{name} on {card.n} images{f' of {split}' if split else ''} ({engine})"
     yield ""
     yield f"accuracy   {card.accuracy:.2%}"
-    yield f"escapes    {_counted(card.escapes, card.defects, card.escape_rate, 'defective parts')}{_bound(card)}"
+    escapes = _counted(card.escapes, card.defects, card.escape_rate, "defective parts")
+    yield f"escapes    {escapes}{_bound(card, bundle)}"
     yield f"overkill   {_counted(card.overkills, card.goods, card.overkill_rate, 'good parts')}"
     yield f"review     {card.decisions['review']} of {card.n} ({card.review_rate:.2%})"
     yield f"decisions  {', '.join(f'{key} {count}' for key, count in card.decisions.items())}"
@@ -114,8 +115,12 @@ def _lines(card: Scorecard, bundle: Bundle, engine: str, split: str | None) -> I
         yield f"FAILED: {failure}"
 
 
-def _bound(card: Scorecard) -> str:
-    return "" if card.escape_upper_95 is None else f"; with 95 % confidence under {card.escape_upper_95:.2%}"
+def _bound(card: Scorecard, bundle: Bundle) -> str:
+    if card.escape_upper_95 is None:
+        return ""
+    if not any(c.severity == "ok" for c in bundle.manifest.classes):
+        return "; no class of this bundle is ok, so it never passes a part and this says nothing"
+    return f"; with 95 % confidence under {card.escape_upper_95:.2%}"
 
 
 def _counted(part: int, whole: int, rate: float | None, what: str) -> str:

@@ -17,7 +17,18 @@ from agent.errors import JournalError
 from agent.journal import Journal
 from agent.journal.schema import SCHEMA
 from agent.verdict import Decision
-from tests.kit.verdicts import events, judge, make_image, make_part, make_verdict, open_journal, pictures
+from tests.kit.verdicts import (
+    Clock,
+    events,
+    judge,
+    judge_at,
+    make_image,
+    make_part,
+    make_verdict,
+    open_journal,
+    pictures,
+    publish_all,
+)
 from tests.kit.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +140,23 @@ def test_acknowledgements_on_a_full_disk_make_no_trouble(tiny_disk: Path) -> Non
 
         assert journal.outbox.depth() == 0
         assert [stored.rec for stored in journal.read()] == [1, 2, 3, 4, 5]
+
+
+def test_deleting_what_is_old_waits_while_the_disk_is_full(tiny_disk: Path) -> None:
+    """A DELETE that finds no space is no reason to stop the line."""
+    clock = Clock()
+    with open_journal(tiny_disk, retention_days=1.0, clock=clock) as journal:
+        for n in range(1, 51):
+            judge_at(journal, n, clock)
+        publish_all(journal)
+        ballast = fill(tiny_disk, leave=0)
+        clock.pass_(2 * 86_400_000)
+        for _ in range(2):  # the second one is behind the tidying that followed the first
+            journal.flush()
+
+        assert len(list(journal.read())) == 50
+        ballast.unlink()
+        wait_until(lambda: not list(journal.read()))
 
 
 def test_a_reserve_that_does_not_fit_is_left_out(tiny_disk: Path) -> None:

@@ -259,7 +259,8 @@ def test_only_names_that_the_agent_gives_are_looked_at(tmp_path: Path, id_: str,
     """Whatever stands at the end of such a path is none of ours."""
     images = ImageFiles(tmp_path / "images")
     (images.root / "2026-10-05" / ID).mkdir(parents=True)
-    for folder in (tmp_path, images.root, images.root / "2026-10-05"):
+    (tmp_path / "2026-10-05").mkdir()
+    for folder in (tmp_path, tmp_path / "2026-10-05", images.root, images.root / "2026-10-05"):
         for name in ("secret", ID, "x", ""):
             (folder / f"{name}.jpg").write_bytes(b"secret")
     before = sorted(tmp_path.rglob("*"))

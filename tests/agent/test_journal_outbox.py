@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import select
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -96,17 +97,25 @@ def test_acknowledging_twice_or_something_unknown_changes_nothing(tmp_path: Path
         assert journal.outbox.depth() == 1
 
 
-def test_acknowledging_never_waits_for_the_disk(tmp_path: Path) -> None:
-    """The publisher's thread keeps the link alive; a slow disk must not make it lose the broker."""
+def test_acknowledging_and_telling_never_wait_for_the_disk(tmp_path: Path) -> None:
+    """The publisher's thread keeps the link alive; a slow disk (here: a lock) must not make it lose the broker."""
     with open_journal(tmp_path, max_pending=1) as journal:
-        seqs = []
         for n in range(1, 6):
             judge(journal, n).wait(5)
-        seqs = [row.seq for row in journal.outbox.pending(limit=10)]
-        for seq in seqs:
-            journal.outbox.acknowledge([seq])
+        rows = journal.outbox.pending(limit=10)
+        blocker = sqlite3.connect(tmp_path / "journal.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        for row in rows[1:]:
+            journal.outbox.acknowledge([row.seq])
+            journal.event("note", "info", "the broker took it")
+        journal.outbox.set_aside(rows[0].seq, "too large")
 
+        assert blocker.in_transaction
         assert journal.outbox.depth() == 0
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        journal.flush()
+        assert journal.outbox.depth() == 5  # four notes and the report of what was set aside
 
 
 def test_pending_goes_on_behind_a_row(tmp_path: Path) -> None:

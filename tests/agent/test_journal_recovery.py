@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -10,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,17 @@ from agent.frame import Stamp
 from agent.journal import Journal
 from agent.journal.age import MAX_ABSENCE_MS, Age
 from agent.verdict import Decision
-from tests.kit.verdicts import events, judge, make_image, make_part, make_verdict, open_journal, pictures
+from tests.kit.verdicts import (
+    Clock,
+    events,
+    judge,
+    judge_at,
+    make_image,
+    make_part,
+    open_journal,
+    pictures,
+    publish_all,
+)
 from tests.kit.waiting import wait_until
 
 DAY_MS = 86_400_000
@@ -57,46 +65,8 @@ for order in sys.stdin:  # forked, because importing takes longer than everythin
 """
 
 
-class Clock:
-    """Both clocks, set by hand."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._now = Stamp.now()
-
-    def __call__(self) -> Stamp:
-        with self._lock:
-            return self._now
-
-    def pass_(self, ms: int) -> None:
-        """Time goes by."""
-        with self._lock:
-            self._now = Stamp(self._now.utc_ms + ms, self._now.mono_ns + ms * 1_000_000)
-
-    def set_(self, ms: int) -> None:
-        """Somebody sets the clock."""
-        with self._lock:
-            self._now = dataclasses.replace(self._now, utc_ms=self._now.utc_ms + ms)
-
-
 def bodies(journal: Journal) -> list[dict[str, Any]]:
     return [json.loads(stored.body) for stored in journal.read()]
-
-
-def judge_at(journal: Journal, sequence: int, clock: Clock, decision: Decision = Decision.OK) -> int:
-    """One verdict with all its moments from the clock."""
-    now = clock()
-    part = make_part(sequence, triggered=now)
-    journal.trigger(part)
-    verdict = dataclasses.replace(make_verdict(part, decision, image=make_image(), captured=now), decided=now)
-    return journal.record(verdict).wait(5)
-
-
-def publish_all(journal: Journal) -> None:
-    """What a publisher does with a good broker."""
-    while rows := journal.outbox.pending(limit=1_000):
-        journal.outbox.acknowledge([row.seq for row in rows])
-        journal.flush()
 
 
 # Interrupted parts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +58,7 @@ def tls_lines(pki: Path, server: str = "server", *, mutual: bool = False) -> lis
 
 @pytest.mark.mosquitto
 def test_tls_carries_verdicts(line: Line, pki: Path, tmp_path: Path) -> None:
-    """Bytes that TLS has decrypted already do not make the socket readable: none may get stuck there."""
+    """Small messages and large ones, all the way."""
     with Mosquitto(tmp_path, tls_lines(pki)) as broker:
         publisher = line.publisher(broker.port, host="localhost", tls=TlsConfig(ca_file=pki / "ca.pem"))
         line.good(200)
@@ -64,6 +66,24 @@ def test_tls_carries_verdicts(line: Line, pki: Path, tmp_path: Path) -> None:
         wait_until(lambda: line.journal.outbox.depth() == 0, 60, what="an empty outbox")
 
         assert publisher.link.counters["published"] == 206
+        assert publisher.stop(5.0)
+
+
+def test_two_packets_in_one_tls_record_are_both_read(line: Line, pki: Path) -> None:
+    """What TLS has decrypted already does not make the socket readable: the second would wait for ever."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pki / "server.pem", pki / "server.key")
+    accepted_then_taken_over = b"\x20\x03\x00\x00\x00" + b"\xe0\x06\x8e\x04\x1f\x00\x01x"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+        tls = TlsConfig(ca_file=pki / "ca.pem")
+        publisher = line.publisher(listener.getsockname()[1], host="localhost", protocol="5", tls=tls)
+        with context.wrap_socket(listener.accept()[0], server_side=True) as client:
+            client.recv(4096)
+            client.sendall(accepted_then_taken_over)
+            wait_until(lambda: publisher.link.error, within_s=30, what="the second packet to be read")
+
+        assert publisher.link.error == "another client connected with our client id"
         assert publisher.stop(5.0)
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import cv2
 import pytest
+from paho.mqtt import publish
 
-from tests.kit.broker import free_port
+from tests.kit.broker import Listener, Mosquitto, free_port
 from tests.kit.waiting import wait_until
 
 pytest.importorskip("amqtt", reason="needs amqtt: pip install 'defect-agent[demo]'")
@@ -218,3 +219,17 @@ def test_the_help_names_every_option() -> None:
 
     assert len(options) >= 6
     assert [option for option in options if option not in shown.stdout] == []
+
+
+@pytest.mark.mosquitto
+def test_on_somebody_elses_broker_nothing_is_left_behind(place: dict[str, str], tmp_path: Path) -> None:
+    """A retained status of a station that never was would puzzle whoever looks there next."""
+    with Mosquitto(tmp_path) as broker:
+        result = _run(place, tmp_path, "--parts", "3", "--broker", f"127.0.0.1:{broker.port}", "--json")
+        with Listener(broker.port, "#") as late:
+            publish.single("marker", b"retained messages come before me", port=broker.port)
+            topics = [m.topic for m in late.wait_for(lambda messages: any(m.topic == "marker" for m in messages))]
+
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["verdicts"] == 3
+    assert topics == ["marker"]

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,44 @@ from agent.verdict import Decision, Policy, Verdict
 __all__ = [
     "BUNDLE",
     "STATION",
+    "Clock",
     "events",
     "judge",
+    "judge_at",
     "make_image",
     "make_part",
     "make_verdict",
     "open_journal",
     "pictures",
+    "publish_all",
 ]
 
 STATION = "acme/cam1"
 
 BUNDLE = BundleRef(name="caps-1.0.0", digest="0123456789abcdef" * 4)
 SCORES = {Decision.OK: 0.03, Decision.REVIEW: 0.35, Decision.DEFECT: 0.91}
+
+
+class Clock:
+    """Both clocks, set by hand."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._now = Stamp.now()
+
+    def __call__(self) -> Stamp:
+        with self._lock:
+            return self._now
+
+    def pass_(self, ms: int) -> None:
+        """Time goes by."""
+        with self._lock:
+            self._now = Stamp(self._now.utc_ms + ms, self._now.mono_ns + ms * 1_000_000)
+
+    def set_(self, ms: int) -> None:
+        """Somebody sets the clock."""
+        with self._lock:
+            self._now = dataclasses.replace(self._now, utc_ms=self._now.utc_ms + ms)
 
 
 def make_part(sequence: int = 1, *, id_: str | None = None, triggered: Stamp | None = None) -> Part:
@@ -143,3 +169,19 @@ def pictures(state_dir: Path) -> dict[Path, int]:
             with contextlib.suppress(FileNotFoundError):
                 sizes[Path(folder, name)] = Path(folder, name).stat().st_size
     return dict(sorted(sizes.items()))
+
+
+def judge_at(journal: Journal, sequence: int, clock: Clock, decision: Decision = Decision.OK) -> int:
+    """One verdict with all its moments from the clock."""
+    now = clock()
+    part = make_part(sequence, triggered=now)
+    journal.trigger(part)
+    verdict = dataclasses.replace(make_verdict(part, decision, image=make_image(), captured=now), decided=now)
+    return journal.record(verdict).wait(5)
+
+
+def publish_all(journal: Journal) -> None:
+    """What a publisher does with a good broker."""
+    while rows := journal.outbox.pending(limit=1_000):
+        journal.outbox.acknowledge([row.seq for row in rows])
+        journal.flush()

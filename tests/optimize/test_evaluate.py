@@ -299,6 +299,16 @@ def test_gates_keep_what_failed_before() -> None:
     assert len(card.gated(min_accuracy=0.5).failures) == 2
 
 
+def test_a_bundle_that_can_pass_nothing_boasts_of_no_escapes(tmp_path: Path, parts: Path) -> None:
+    """Its zero escapes are no merit, and a bound on them would be read as one."""
+    classes = tuple(ClassSpec(name=name, severity="major") for name in ("good", "scratch", "stain"))
+
+    ran = run_command(COMMAND, make_bundle(tmp_path, classes=classes).path, "--data", parts)
+
+    assert "no class of this bundle is ok" in ran.out
+    assert "with 95 % confidence" not in ran.out
+
+
 def test_a_bundle_that_failed_its_gate_says_so(tmp_path: Path, parts: Path) -> None:
     """Its numbers may look fine on other pictures; whoever reads them must know."""
     failed = make_bundle(tmp_path, gate_passed=False, gate_reasons=("INT8 loses 7 points",))
