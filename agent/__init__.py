@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# ONNX Runtime's wheels send usage data to their maker from 1.29 on, unless this is set before the first import. A plant's
-# network is nobody else's business; whoever wants it sets the variable to 0.
+# From 1.29 on, ONNX Runtime's wheels send usage data to their maker, unless this is set before the first import. A
+# plant's network is nobody else's business; whoever wants it sets the variable to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["__version__"]

@@ -112,9 +112,7 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
         if publisher is not None and not stop.is_set():
             _drain(journal, stop, heartbeat)
         notify("STOPPING=1")  # starts systemd's stop time, which a long drain must not use up
-        summary = Summary(
-            judged=judged, by_decision=dict(journal.stats().by_decision), unsent=journal.outbox.depth()
-        )
+        summary = Summary(judged=judged, by_decision=dict(journal.stats().by_decision), unsent=journal.outbox.depth())
     log_event(log, "stopped", judged=summary.judged, unsent=summary.unsent, **summary.by_decision)
     return summary
 

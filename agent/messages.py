@@ -7,7 +7,7 @@ added, never renamed; `schema` says which set this is. A register that reads zer
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import json
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MAX_VERDICT_BYTES = 4096
-"""CODESYS's MQTT library takes payloads up to 4,096 bytes by default (MQTTParam, see shared notes on MQTT, section 1)."""
+"""CODESYS's MQTT library takes payloads up to 4,096 bytes by default (its parameter list MQTTParam)."""
 
 StatusState = Literal["online", "offline", "degraded"]
 
@@ -184,7 +184,7 @@ Message = VerdictMessage | StatusMessage | EventMessage | MetricsMessage
 
 def rfc3339(utc_ms: int) -> str:
     """`1791191643127` as `2026-10-05T09:14:03.127Z`."""
-    moment = datetime.datetime.fromtimestamp(utc_ms // 1000, tz=datetime.timezone.utc)
+    moment = dt.datetime.fromtimestamp(utc_ms // 1000, tz=dt.timezone.utc)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{utc_ms % 1000:03d}Z"
 
 

@@ -10,10 +10,10 @@ Threads of the process, all of them:
 
 | thread | owns | may block on | ends |
 | --- | --- | --- | --- |
-| main, the line | trigger, camera, inspector, policy | the camera, the engine, a full journal queue | stop asked for, or the source's end |
+| main, the line | trigger, camera, inspector, policy | camera, engine, a full journal queue | stop asked for, or source's end |
 | `camera` (free run only) | the camera; fills one slot | the camera | the camera is closed |
-| `journal` | the writing SQLite connection, evidence files | the disk | the journal is closed: it drains first |
-| `publisher` | the MQTT socket, a second SQLite connection | the network | stopped, after a bounded drain |
+| `journal` | the writing connection, evidence files | the disk | the journal is closed: drains first |
+| `publisher` | the MQTT socket, a reading connection | the network | stopped, after a bounded drain |
 
 The watchdog has no thread: the line itself feeds it, so a line that is stuck is a line that is restarted.
 """

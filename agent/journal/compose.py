@@ -246,10 +246,10 @@ def _findings(findings: tuple[Finding, ...]) -> tuple[FindingMessage, ...]:
 def _box(box: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
     if box is None:
         return None
-    x, y, width, height = (_number(side, 1) for side in box)
-    if x is None or y is None or width is None or height is None:
+    x, y, width, height = box
+    if not math.isfinite(x + y + width + height):
         return None
-    return x, y, width, height
+    return round(float(x), 1), round(float(y), 1), round(float(width), 1), round(float(height), 1)
 
 
 def _milliseconds(verdict: Verdict) -> Milliseconds:

@@ -200,7 +200,7 @@ class Writer:
             return
 
     def _commit_notes(self, now: Stamp) -> None:
-        """Write what the journal itself has to tell; on a full disk that waits for the next verdict, and stops nothing."""
+        """Write what the journal itself has to tell; on a full disk that waits for the next verdict."""
         with contextlib.suppress(DiskFullError):
             self._commit([], [], now)
 

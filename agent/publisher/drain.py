@@ -4,9 +4,9 @@ Messages go in the order of their numbers; only one that the broker refused come
 leaves the outbox after a PUBACK with a good reason code. What was under way when a connection was lost is simply taken
 from the outbox again.
 
-A PUBACK is not delivery: the broker may die with the message in its memory (shared notes on MQTT, section 0; `kill -9` of
-mosquitto lost 200 of 200). So what was acknowledged in the last `RESEND_S` before a connection broke is sent once more on
-the next one; consumers remove repeats by `rec`.
+A PUBACK is not delivery: the broker may die with the message in its memory (shared notes on MQTT, section 0; `kill -9`
+of mosquitto lost 200 of 200). So what was acknowledged in the last `RESEND_S` before a connection broke is sent once
+more on the next one; consumers remove repeats by `rec`.
 
 A new connection starts with one message under way and allows one more with each answer, as TCP does: on a link that is
 cut every few kilobytes a full window is sent again and again, and its answers are lost with the connection.
@@ -184,7 +184,8 @@ class Drain:
         return bool(self._queue)
 
     def _not_under_way(self, rows: tuple[OutboxRow, ...]) -> list[OutboxRow]:
-        known = {flight.row.seq for flight in self._flying.values()} | set(self._acked)
+        """Without those in flight, those just acknowledged, and those that try again on their own."""
+        known = {flight.row.seq for flight in self._flying.values()} | set(self._acked) | self._lanes.suspected
         return [row for row in rows if row.seq not in known]
 
     def _rewind(self, cursor: int) -> None:
@@ -274,10 +275,13 @@ class Drain:
     def _set_aside(self, row: OutboxRow, reason: str) -> None:
         if self._alone == row.seq:
             self._alone = None
-        self._outbox.set_aside(row.seq, reason)
+        if row.seq in self._repeated:  # it was acknowledged once, and left the outbox then
+            self._repeated.discard(row.seq)
+        else:
+            self._outbox.set_aside(row.seq, reason)
+            self._pace.left()
+            self._report.set_aside += 1
         self._lanes.forget(row)
-        self._pace.left()
-        self._report.set_aside += 1
         self._after_change()
 
     def _after_change(self) -> None:

@@ -93,6 +93,11 @@ class Lanes:
         """Kinds that the broker does not take now, with its reason."""
         return {kind: lane.reason for kind, lane in self._lanes.items() if lane.held_since is not None}
 
+    @property
+    def suspected(self) -> set[int]:
+        """Sequence numbers of the messages that failed and try again by `due`."""
+        return set(self._suspects)
+
     def admit(self, row: OutboxRow, *, in_flight: bool) -> Admission:
         """Say whether a message may go now.
 
@@ -145,7 +150,7 @@ class Lanes:
             return False
         lane.refusals = 0
         self._suspects.pop(row.seq, None)
-        return self._open(lane, row.kind)
+        return self._open(lane)
 
     def birth_accepted(self) -> None:
         """Note that the broker took a status on this connection: it is alive and takes something of ours."""
@@ -157,17 +162,16 @@ class Lanes:
         lane = self._lanes[row.kind]
         if lane.held_since is not None and not any(s.row.kind == row.kind for s in self._suspects.values()):
             lane.refusals = REFUSALS_TO_HOLD - 1
-            self._open(lane, row.kind)
+            self._open(lane)
 
-    def _open(self, lane: _Lane, kind: str) -> bool:
+    def _open(self, lane: _Lane) -> bool:
         if lane.held_since is None:
             return False
         if lane.first_waiting is not None:
             self._rewind = lane.first_waiting if self._rewind is None else min(self._rewind, lane.first_waiting)
         lane.first_waiting = lane.held_since = None
-        for suspect in self._suspects.values():
-            if suspect.row.kind == kind:
-                suspect.retry_at = 0.0
+        for suspect in self._suspects.values():  # of all kinds: whoever mended this list may have mended all of it
+            suspect.retry_at = 0.0
         return True
 
     def take_rewind(self) -> int | None:

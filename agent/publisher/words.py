@@ -39,8 +39,8 @@ PERHAPS_VERSION = frozenset({"version", "early", "mute"})
 NOT_AUTHORIZED = 0x87
 TAKEN_OVER = 0x8E
 ITS_OWN_REASONS = frozenset({0x87, 0x89, 0x8B, 0x8D, 0x96, 0x97, 0x98, 0x9C, 0x9D, 0x9F, 0xA0})
-"""Not authorized, busy, shutting down, keep-alive, rate, quota, administrative, moved, connect rate and time: no message
-that was under way is to blame."""
+"""Not authorized, busy, shutting down, keep-alive, rate, quota, administrative, moved, connect rate and time: no
+message that was under way is to blame."""
 
 UNSUPPORTED_VERSION = 0x84
 

@@ -6,14 +6,14 @@ import csv
 import json
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import yaml
 
+from agent.cameras import read_image
 from tests.kit.broker import Mosquitto, free_port
 from tests.kit.bundles import make_bundle
 from tests.kit.commands import run_command
+from tests.kit.pictures import encoded, flat
 from tests.kit.station import AgentProcess, make_parts, make_station
 
 
@@ -116,7 +116,7 @@ def test_inspect_judges_as_the_line_does_and_draws_it(tmp_path: Path) -> None:
     assert ran.code == 0
     assert (seen["decision"], seen["class"], seen["code"]) == ("defect", "scratch", 2)
     assert "scratch" in seen["reason"]
-    assert cv2.imdecode(np.frombuffer(overlay.read_bytes(), np.uint8), cv2.IMREAD_COLOR) is not None
+    assert read_image(overlay).size > 0
 
 
 def test_inspect_of_a_picture_that_cant_be_read_says_error_and_exits_1(tmp_path: Path) -> None:
@@ -154,7 +154,9 @@ def test_journal_export_gives_every_verdict_once(judged: Path, tmp_path: Path) -
     """CSV for a spreadsheet, JSON lines for a program; both hold the same records."""
     table = tmp_path / "out.csv"
     assert run_command("agent.cli.journal", "export", "--config", judged, "--out", table).code == 0
-    lines = run_command("agent.cli.journal", "export", "--config", judged, "--format", "jsonl", "--from", "3", "--to", "5")
+    lines = run_command(
+        "agent.cli.journal", "export", "--config", judged, "--format", "jsonl", "--from", "3", "--to", "5"
+    )
 
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -167,7 +169,7 @@ def test_journal_export_disarms_formulas(tmp_path: Path) -> None:
     """A part id comes from outside; a spreadsheet must not run it."""
     parts = tmp_path / "parts"
     parts.mkdir()
-    (parts / "=cmd.png").write_bytes(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+    (parts / "=cmd.png").write_bytes(encoded(flat(0)))
     config = make_station(tmp_path, port=None)
     with AgentProcess(config) as agent:
         assert agent.wait() == 0, agent.log()

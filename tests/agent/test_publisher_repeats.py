@@ -36,13 +36,17 @@ def test_what_a_dying_broker_had_acknowledged_and_not_delivered_arrives_after_it
 
 def test_a_link_that_breaks_again_and_again_still_gets_on(tmp_path: Path) -> None:
     """Each message is repeated at most once, so the repeats never eat the whole connection."""
-    with Mosquitto(tmp_path, ("max_queued_messages 10000",)) as broker, TcpProxy(broker.port) as proxy:
-        with Line(tmp_path / "state") as line, Listener(broker.port, f"{STATION}/verdict") as plant:
-            line.good(100)
-            proxy.cut_after(9_000)
-            line.publisher(proxy.port, reconnect_max_s=0.1)
-            plant.wait_for(lambda m: len(recs(m)) >= 100, timeout_s=60)
-            received = plant.messages("/verdict")
+    with (
+        Mosquitto(tmp_path, ("max_queued_messages 10000",)) as broker,
+        TcpProxy(broker.port) as proxy,
+        Line(tmp_path / "state") as line,
+        Listener(broker.port, f"{STATION}/verdict") as plant,
+    ):
+        line.good(100)
+        proxy.cut_after(9_000)
+        line.publisher(proxy.port, reconnect_max_s=0.1)
+        plant.wait_for(lambda m: len(recs(m)) >= 100, timeout_s=60)
+        received = plant.messages("/verdict")
 
     assert recs(received) == list(range(1, 101))
     assert len(received) > 100

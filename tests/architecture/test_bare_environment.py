@@ -86,7 +86,9 @@ def test_the_workbench_has_modules_to_check() -> None:
 
 def test_onnxruntime_is_told_to_send_nothing_before_it_is_imported() -> None:
     """Its wheels report to their maker from 1.29 on; a factory's machine talks to nobody unasked."""
-    code = "import os\nos.environ.pop('ORT_DISABLE_TELEMETRY', None)\nimport agent\nprint('onnxruntime' in sys.modules)\n"
+    code = (
+        "import os\nos.environ.pop('ORT_DISABLE_TELEMETRY', None)\nimport agent\nprint('onnxruntime' in sys.modules)\n"
+    )
     result = _bare(code + "print(os.environ['ORT_DISABLE_TELEMETRY'])")
 
     assert result.stdout == "False\n1\n"

@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 
+from agent.cameras import decode_image
 from agent.journal import Journal
 from agent.messages import MAX_VERDICT_BYTES
 from tests.kit.broker import Listener, Mosquitto
@@ -47,8 +46,7 @@ def test_every_picture_gets_exactly_one_verdict_and_every_flagged_one_its_pictur
     for verdict in flagged:
         payload = images[verdict["image"]["topic"]]
         assert hashlib.sha256(payload).hexdigest() == verdict["image"]["sha256"]
-        picture = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
-        assert picture.shape == (40, 40, 3)
+        assert decode_image(payload).shape == (40, 40, 3)
 
 
 def test_pictures_that_cant_be_decoded_become_error_verdicts_with_the_reason(tmp_path: Path) -> None:

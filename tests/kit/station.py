@@ -1,4 +1,4 @@
-"""A whole station for a journey: pictures, a bundle, a configuration, and the agent as the process that a plant runs."""
+"""A whole station for a journey: pictures, a bundle, a configuration, and the agent as a process of its own."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class AgentProcess:
         """Wait for its end and give its exit code."""
         return self.process.wait(timeout_s)
 
-    def __enter__(self) -> AgentProcess:
+    def __enter__(self) -> AgentProcess:  # noqa: PYI034 - Self needs Python 3.11
         return self
 
     def __exit__(
