@@ -10,7 +10,7 @@ Threads of the process, all of them:
 
 | thread | owns | may block on | ends |
 | --- | --- | --- | --- |
-| main, the line | trigger, camera, inspector, policy | camera, engine, a full journal queue | stop asked for, or source's end |
+| main, the line | trigger, camera, inspector, policy | camera, engine, a full journal | stop, or the source's end |
 | `camera` (free run only) | the camera; fills one slot | the camera | the camera is closed |
 | `journal` | the writing connection, evidence files | the disk | the journal is closed: drains first |
 | `publisher` | the MQTT socket, a reading connection | the network | stopped, after a bounded drain |

@@ -16,7 +16,7 @@ import logging
 import select
 import socket
 import time
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -42,8 +42,7 @@ PACKET_OVERHEAD_BYTES = 16
 """Fixed header (5 at most), topic length, packet identifier, length of the properties, and some air."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(NamedTuple):
     """The broker's answer to one PUBLISH: `code` under 0x80 means that it took the message."""
 
     mid: int
