@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import json
+import typing
+from collections.abc import Hashable
 from typing import Any, Literal
 
 __all__ = [
@@ -194,7 +197,7 @@ def to_json(message: Message) -> bytes:
     A verdict over `MAX_VERDICT_BYTES` first loses findings from the end, then the end of its reason: the decision
     and its numbers always fit.
     """
-    data = _renamed(dataclasses.asdict(message))
+    data = _wire(message)
     payload = _dump(data)
     while isinstance(message, VerdictMessage) and len(payload) > MAX_VERDICT_BYTES:
         if data["findings"]:
@@ -208,12 +211,27 @@ def to_json(message: Message) -> bytes:
 
 
 def _dump(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(data).encode()
 
 
-def _renamed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key.removesuffix("_"): _renamed(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_renamed(item) for item in value]
-    return value
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _wire(value: Any) -> Any:
+    """A message as plain values. Not `dataclasses.asdict`: that copies every leaf, and this runs once per part."""
+    if isinstance(value, tuple):
+        return [_wire(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = ((wire, getattr(value, name)) for wire, name in _wire_names(typing.cast("Hashable", type(value))))
+    return {wire: item if type(item) in _PLAIN else _wire(item) for wire, item in fields}
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+@functools.cache
+def _wire_names(kind: Hashable) -> tuple[tuple[str, str], ...]:
+    """Names on the wire and in the type."""
+    fields = dataclasses.fields(typing.cast("Any", kind))
+    return tuple((field.name.removesuffix("_"), field.name) for field in fields)

@@ -50,11 +50,6 @@ TEXT_BYTES = {"part": 256, "reason": 1_024, "class": 128, "engine": 128, "bundle
 
 TIGHT_BYTES = 64
 
-WIRE_NAMES = tuple((field.name.removesuffix("_"), field.name) for field in dataclasses.fields(VerdictMessage))
-IMAGE_NAMES = tuple(field.name for field in dataclasses.fields(ImageRef))
-MS_NAMES = tuple(field.name for field in dataclasses.fields(Milliseconds))
-ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
 _random = random.Random(os.urandom(32))  # noqa: S311 - for uniqueness, not for secrets; urandom gives up the GIL each time
 
 
@@ -167,9 +162,6 @@ def verdict_message(draft: Draft, header: Header, *, rec: int, id_: str, image: 
 
 def verdict_json(message: VerdictMessage) -> bytes:
     """The message as it is published, under `MAX_VERDICT_BYTES` whatever its texts are."""
-    payload = _flat_json(message)
-    if len(payload) <= MAX_VERDICT_BYTES:
-        return payload
     payload = to_json(message)
     if len(payload) > MAX_VERDICT_BYTES:  # a long station name stands twice in it
         payload = to_json(
@@ -221,16 +213,6 @@ def uuid7(utc_ms: int) -> str:
     value = (value & ~(0x3 << 62)) | (0x2 << 62)
     digits = f"{value:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def _flat_json(message: VerdictMessage) -> bytes:
-    """The same bytes as `to_json`, a test holds them together, at a quarter of its time: this is once per part."""
-    wire = {name: getattr(message, field) for name, field in WIRE_NAMES}
-    wire["findings"] = [{"class": f.class_, "score": f.score, "box": f.box} for f in message.findings]
-    image, ms = message.image, message.ms
-    wire["image"] = image and {name: getattr(image, name) for name in IMAGE_NAMES}
-    wire["ms"] = {name: getattr(ms, name) for name in MS_NAMES}
-    return ENCODER.encode(wire).encode()
 
 
 def _findings(findings: tuple[Finding, ...]) -> tuple[FindingMessage, ...]:

@@ -93,16 +93,6 @@ def test_any_verdict_becomes_valid_json_that_a_plc_library_takes(draft: Draft, s
     assert decoded["image"] == (None if image is None else dataclasses.asdict(image))
 
 
-@given(draft=drafts())
-def test_the_fast_way_to_json_writes_what_the_contract_writes(draft: Draft) -> None:
-    """Two ways to the same bytes stay the same bytes."""
-    message = verdict_message(draft, HEADER, rec=1, id_=uuid7(0), image=None)
-    contract = to_json(message)
-
-    if len(contract) < MAX_VERDICT_BYTES:
-        assert verdict_json(message) == contract
-
-
 def test_a_message_holds_what_was_decided() -> None:
     """The fields that SCADA reads, each from its source."""
     part = make_part(7, id_="SN-00412", triggered=Stamp(1_791_191_643_000, 5_000_000_000))
