@@ -10,6 +10,7 @@ then differ by a part or two.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -70,10 +71,17 @@ def make(out: Path) -> int:
             say(f"accuracy {accuracy:.4f} on fresh parts, expected at least {MIN_ACCURACY}: {out} stays as it is")
             return FAILED
         out.mkdir(parents=True, exist_ok=True)
-        for path in (folder / MODEL, card):
-            (out / path.name).write_bytes(path.read_bytes())
+        (out / MODEL).write_bytes((folder / MODEL).read_bytes())
+        (out / card.name).write_text(shortened(card.read_text()))
     say(f"accuracy {accuracy:.4f} on {FRESH} fresh parts; {out / MODEL} has SHA-256 {result.sha256}")
     return DONE
+
+
+def shortened(card: str) -> str:
+    """The card without the names of the pictures: the seeds above say what they are."""
+    facts = json.loads(card)
+    facts["files"] = {split: len(files) for split, files in facts["files"].items()}
+    return json.dumps(facts, indent=1, sort_keys=True) + "\n"
 
 
 def accuracy_of(folder: Path) -> float:

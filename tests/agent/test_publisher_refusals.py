@@ -116,6 +116,8 @@ def test_picture_over_the_broker_s_limit_is_set_aside(line: Line, tmp_path: Path
         received = listener.wait_for(lambda m: len(recs(m)) == 22, topic_end="/verdict")
         assert recs(received) == list(range(1, 23))
         assert publisher.link.counters["set_aside"] == 1
+        named = (protocol, limit) == ("5", "max_packet_size")
+        assert (publisher.link.counters["reconnects"] == 0) == named
         told = listener.wait_for(
             lambda m: any(decoded(x)["event"] == "message_set_aside" for x in m), topic_end="/event"
         )
