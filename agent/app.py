@@ -138,7 +138,10 @@ def _publishing(config: AgentConfig, journal: Journal, face: _Face) -> Iterator[
 
 
 def _drain(journal: Journal, stop: threading.Event, heartbeat: Heartbeat) -> None:
-    """Let a finite run's last messages out, as long as they move; what stays is on disk and goes out another time."""
+    """Let a finite run's last messages out, as long as they move; what stays is on disk and goes out another time.
+
+    A broker that holds messages back without an answer costs the patience once, not for each of them.
+    """
     left, moved_at = journal.outbox.depth(), time.monotonic()
     while left and time.monotonic() - moved_at < DRAIN_PATIENCE_S and not stop.wait(0.02):
         heartbeat.beat()

@@ -149,14 +149,15 @@ def _bundle_and_engine(config: AgentConfig) -> Iterator[Finding]:
 def _engine(bundle: Bundle, config: AgentConfig) -> Finding:
     engine = open_engine(bundle, config.engine)
     try:
-        return _golden(bundle, engine)
+        kind = bundle.manifest.cpu_graph if config.engine.graph == "auto" else config.engine.graph
+        return _golden(bundle, engine, kind)
     finally:
         engine.close()
 
 
-def _golden(bundle: Bundle, engine: Engine) -> Finding:
+def _golden(bundle: Bundle, engine: Engine, kind: str) -> Finding:
     """Replay the golden pictures: the same top class as on the workbench, in a sane time."""
-    goldens = [g for g in bundle.goldens() if "logits" in g.outputs.get(bundle.manifest.cpu_graph, {})]
+    goldens = [g for g in bundle.goldens() if "logits" in g.outputs.get(kind, {})]
     if not goldens:
         return Finding(subject="engine", level="ok", text=f"{engine.name}; no golden pictures to replay")
     changed, taken = 0, []
@@ -164,7 +165,7 @@ def _golden(bundle: Bundle, engine: Engine) -> Finding:
         start = time.perf_counter()
         logits = engine.infer(golden.image[None])["logits"]
         taken.append((time.perf_counter() - start) * 1000)
-        expected = golden.outputs[bundle.manifest.cpu_graph]["logits"]
+        expected = golden.outputs[kind]["logits"]
         changed += int(logits.argmax() != expected.argmax())
     text = f"{engine.name}: {len(goldens)} golden pictures, median {sorted(taken)[len(taken) // 2]:.1f} ms"
     if changed:

@@ -8,8 +8,9 @@ pictures (uint8, in memory) ─ augment ─ mix ─ network ─ weighted cross-e
 Everything random in an epoch comes from (seed, epoch, image); the state after each epoch is in one checkpoint, written
 whole or not at all. So a run that was killed goes on where it was, and ends with the same bytes.
 
-What is kept is the running average of the weights at the epoch with the best balanced recall on `val` (the mean of the
-classes' recalls, so that a rare defect counts as much as the many good parts). `test` is never opened.
+What is kept is the running average of the weights at the best epoch on `val`: by balanced recall (the mean of the
+classes' recalls: a rare defect counts as much as the many good parts); where that differs by one image only, which is
+chance, by loss. `test` is never opened.
 """
 
 from __future__ import annotations
@@ -40,10 +41,8 @@ from optimize.validation import Validation, validate
 
 __all__ = ["EpochRecord", "Progress", "TrainConfig", "TrainResult", "train"]
 
-CHECKPOINT_NAME = "checkpoint.pt"
 PARITY_PICTURES = 16
-WARM_UP = 0.1
-"""Share of the schedule over which the learning rate rises."""
+WARM_UP = 0.1  # share of the schedule over which the learning rate rises
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +234,7 @@ def train(
     parts, notices = train_and_val(dataset, config.seed)
     digest = data_digest(dataclasses.replace(dataset, samples=parts["train"].samples + parts["val"].samples))
     folder = workdir or out.with_name(f"{out.name}.train")
-    checkpoint = Checkpoint(folder / CHECKPOINT_NAME, _run_of(config, digest))
+    checkpoint = Checkpoint(folder / "checkpoint.pt", _run_of(config, digest))
     if is_fresh:
         checkpoint.forget()
     with _threads(config.threads):
@@ -303,7 +302,7 @@ class _Run:
         self.position, self.seconds = 0.0, 0.0
         self.history: list[EpochRecord] = []
         self.best = Validation(loss=math.inf, confusion=())
-        self.best_epoch = 0
+        self.best_epoch, self.top_recall = 0, 0.0
         self.best_weights: dict[str, torch.Tensor] = {}
 
     @property
@@ -361,6 +360,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "best_weights": self.best_weights,
             "best_epoch": self.best_epoch,
+            "top_recall": self.top_recall,
             "best": dataclasses.asdict(self.best),
             "history": [dataclasses.asdict(record) for record in self.history],
             "position": self.position,
@@ -374,14 +374,16 @@ class _Run:
             self.averaged.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.best_weights, self.best_epoch = state["best_weights"], state["best_epoch"]
-            self.best = Validation(**state["best"])
+            self.best, self.top_recall = Validation(**state["best"]), state["top_recall"]
             self.history = [EpochRecord(**record) for record in state["history"]]
             self.position, self.seconds = state["position"], state["seconds"]
         return len(self.history)
 
     def _keep_best(self, found: Validation, number: int) -> None:
-        kept, new = ((v.balanced_recall, -v.loss) for v in (self.best, found))
-        if self.best_epoch and new <= kept:
+        top = max(self.top_recall, found.balanced_recall)
+        is_near_top, was_near_top = (v.balanced_recall >= top - found.one_image for v in (found, self.best))
+        self.top_recall = top
+        if not is_near_top or (was_near_top and found.loss >= self.best.loss):
             return
         self.best, self.best_epoch = found, number
         self.best_weights = {key: value.clone() for key, value in self.averaged.state_dict().items()}

@@ -46,6 +46,12 @@ class Validation:
         recalls = [recall for recall in self.recalls if recall is not None]
         return sum(recalls) / max(len(recalls), 1)
 
+    @property
+    def one_image(self) -> float:
+        """What one image of the smallest class changes in the balanced recall: less is no difference."""
+        sizes = [sum(row) for row in self.confusion if sum(row)]
+        return 1.000001 / (len(sizes) * min(sizes))
+
 
 def validate(network: Classifier, pictures: Pictures, *, channels: int, n_classes: int) -> Validation:
     """Classify pictures that all have the network's input size.
