@@ -15,11 +15,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from agent.errors import AgentError, JournalError
 
-__all__ = ["BUG", "DONE", "FAILED", "MISTAKE", "Parser", "Program", "print_json", "run_program"]
+__all__ = ["BUG", "DONE", "FAILED", "MISTAKE", "Parser", "Program", "number", "print_json", "run_program"]
+
+T = TypeVar("T", int, float)
 
 DONE, FAILED, MISTAKE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
@@ -98,6 +100,22 @@ class Program:
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
         return run_program(parser, lambda args: int(args.run(args)), argv)
+
+
+def number(kind: type[T], low: float, high: float) -> Callable[[str], T]:
+    """A type for `add_argument` that keeps bounds: `type=number(int, 1, 256)`."""
+
+    def parse(text: str) -> T:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            words = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {words} from {low:g} to {high:g}")
+        return value
+
+    return parse
 
 
 def print_json(document: Any) -> None:

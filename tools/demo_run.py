@@ -335,7 +335,7 @@ def _write_config(args: argparse.Namespace, folder: Path, station: str, host: st
         "state_dir": "state",
         "bundle": "demo-parts-1.0.0.defect",
         "camera": {"kind": "folder", "path": "parts", "rate_hz": rate_hz, "loop": looped, "resume": not looped},
-        # amqtt does not answer an MQTT 5 CONNECT with a will at all; falling back by ourselves would cost three seconds.
+        # amqtt does not answer an MQTT 5 CONNECT with a will at all; finding that out takes three seconds.
         "mqtt": {"host": host, "port": port, "protocol": "auto" if args.broker else "3.1.1"},
         "log": {"format": "text"},
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.console import DONE, print_json
+from agent.console import DONE, number, print_json
 from agent.errors import BundleError
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
@@ -27,8 +27,12 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--bundle", type=Path, required=True, metavar="B", help="the .defect file")
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how long to measure (5)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of one inference (1)")
+    parser.add_argument(
+        "--seconds", type=number(float, 0.1, 3600), default=5.0, metavar="S", help="how long to measure (5)"
+    )
+    parser.add_argument(
+        "--threads", type=number(int, 1, 256), default=1, metavar="N", help="CPU threads of one inference (1)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 

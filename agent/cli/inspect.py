@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from agent.console import DONE, FAILED, print_json
+from agent.console import DONE, FAILED, number, print_json
 from agent.errors import ConfigError, ImageError
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, metavar="B", help="the .defect file")
     parser.add_argument("--overlay", type=Path, metavar="OUT", help="OUT.png, or a folder when there are several")
     parser.add_argument("--graph", choices=("auto", "cpu", "fp32"), default="auto", help="which graph of the bundle")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of one inference (1)")
+    parser.add_argument(
+        "--threads", type=number(int, 1, 256), default=1, metavar="N", help="CPU threads of one inference (1)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of lines")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from agent.console import DONE, print_json
+from agent.console import DONE, number, print_json
 from agent.errors import ConfigError
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
@@ -37,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     tail = actions.add_parser("tail", help="the last verdicts, a line each")
-    tail.add_argument("-n", type=int, default=20, metavar="N", help="how many (20)")
+    tail.add_argument("-n", type=number(int, 1, 1e9), default=20, metavar="N", help="how many (20)")
     tail.add_argument("--follow", action="store_true", help="and each new one, until interrupted")
     stats = actions.add_parser("stats", help="counts, backlog, disk")
     export = actions.add_parser("export", help="all verdicts as CSV or JSON lines")
     export.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="csv")
     export.add_argument("--out", type=Path, metavar="FILE", help="a file; else standard output")
-    export.add_argument("--from", type=int, dest="first", metavar="REC", help="first record number")
-    export.add_argument("--to", type=int, dest="last", metavar="REC", help="last record number")
+    export.add_argument("--from", type=number(int, 1, 1e18), dest="first", metavar="REC", help="first record number")
+    export.add_argument("--to", type=number(int, 1, 1e18), dest="last", metavar="REC", help="last record number")
     for action in (tail, stats, export):
         place = action.add_mutually_exclusive_group(required=True)
         place.add_argument("--config", type=Path, metavar="FILE", help="the station's YAML file")

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from agent.console import DONE, print_json
+from agent.console import DONE, number, print_json
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
@@ -23,7 +23,7 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the station's YAML file")
-    parser.add_argument("--max-parts", type=int, metavar="N", help="leave after N parts")
+    parser.add_argument("--max-parts", type=number(int, 1, 1e12), metavar="N", help="leave after N parts")
     parser.add_argument("--json", action="store_true", help="print one JSON summary at the end; the log goes to stderr")
 
 

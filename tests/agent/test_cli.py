@@ -196,3 +196,12 @@ def test_bundle_show_verifies_and_describes(tmp_path: Path) -> None:
     assert "all verified" in shown.out
     assert document["digest"] == bundle.digest
     assert bundle.digest in shown.out
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "2.5", "many", "nan"])
+def test_a_count_that_is_none_is_refused_with_its_bounds(count: str, tmp_path: Path) -> None:
+    """Nothing starts, and the bounds are said."""
+    ran = run_command("agent.cli.run", "--config", tmp_path / "c.yaml", f"--max-parts={count}")
+
+    assert ran.code == 2
+    assert "expected a whole number from 1" in ran.err
