@@ -16,10 +16,11 @@ import time
 from collections.abc import Iterator
 
 from agent import __version__
-from agent.bundle import Bundle, PolicySpec, open_bundle
+from agent.bundle import Bundle, open_bundle
 from agent.cameras import open_camera
 from agent.config import AgentConfig
 from agent.engines import open_engine
+from agent.errors import JournalError, NotDurable
 from agent.frame import Stamp
 from agent.health import Heartbeat, clock_synced, notify
 from agent.inspection import Inspector
@@ -29,9 +30,9 @@ from agent.messages import MetricsMessage, StatusMessage, rfc3339
 from agent.publisher import Publisher
 from agent.station import Station
 from agent.triggers import open_trigger
-from agent.verdict import Policy
+from agent.verdict import Policy, policy_limits
 
-__all__ = ["Summary", "policy_limits", "run_station"]
+__all__ = ["Summary", "run_station"]
 
 DRAIN_AT_STOP_S = 3.0
 """How long a stop waits for the broker: with everything else a stop stays under five seconds."""
@@ -57,15 +58,6 @@ class Summary:
     unsent: int
 
 
-def policy_limits(config: AgentConfig, bundle: Bundle) -> PolicySpec:
-    """The bundle's decision limits, or the configuration's in their place."""
-    default = bundle.manifest.policy
-    high, low = config.policy.defect_above, config.policy.review_above
-    defect_above = default.defect_above if high is None else high
-    review_above = min(default.review_above, defect_above) if low is None else low
-    return PolicySpec(defect_above=defect_above, review_above=review_above)
-
-
 def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | None = None) -> Summary:
     """Run one station until it is asked to stop or its source ends.
 
@@ -82,6 +74,7 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
         engine = open_engine(bundle, config.engine)
         stack.callback(engine.close)
         inspector = Inspector(bundle, engine)
+        policy = Policy(policy_limits(config.policy, bundle.manifest.policy))
         journal = Journal.open(
             config.journal,
             state_dir=config.state_dir,
@@ -90,31 +83,43 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
             recipe=config.recipe,
             publish=config.mqtt is not None,
         )
-        stack.callback(journal.close)
+        stack.enter_context(_closing(journal))
         camera = open_camera(config.camera, trigger=config.trigger, is_judged=journal.is_judged)
         stack.callback(camera.close)
         face = _Face(config, bundle, engine.name, journal)
-        publisher = stack.enter_context(_publishing(config, journal, face))
         heartbeat = Heartbeat(stuck_s=config.watchdog.stuck_s)
-        station = Station(
-            trigger=open_trigger(config.trigger, camera),
-            camera=camera,
-            inspector=inspector,
-            policy=Policy(policy_limits(config, bundle)),
-            journal=journal,
-            beat=heartbeat.beat,
-            camera_changed=lambda reason: face.camera_changed(reason, publisher),
-        )
-        log_event(log, "ready", station=config.station, bundle=inspector.ref.name, engine=engine.name)
-        notify("READY=1", f"STATUS={bundle.manifest.name} on {engine.name}")
-        judged = station.run(stop, max_parts)
-        journal.flush()
-        if publisher is not None and not stop.is_set():
-            _drain(journal, stop, heartbeat)
-        notify("STOPPING=1")  # starts systemd's stop time, which a long drain must not use up
+        with _publishing(config, journal, face) as publisher:
+            station = Station(
+                trigger=open_trigger(config.trigger, camera),
+                camera=camera,
+                inspector=inspector,
+                policy=policy,
+                journal=journal,
+                beat=heartbeat.beat,
+                camera_changed=lambda reason: face.camera_changed(reason, publisher),
+            )
+            log_event(log, "ready", station=config.station, bundle=inspector.ref.name, engine=engine.name)
+            notify("READY=1", f"STATUS={bundle.manifest.name} on {engine.name}")
+            judged = station.run(stop, max_parts)
+            journal.flush()
+            if publisher is not None and not stop.is_set():
+                _drain(journal, stop, heartbeat)
+            notify("STOPPING=1")  # starts systemd's stop time, which a long drain must not use up
         summary = Summary(judged=judged, by_decision=dict(journal.stats().by_decision), unsent=journal.outbox.depth())
     log_event(log, "stopped", judged=summary.judged, unsent=summary.unsent, **summary.by_decision)
     return summary
+
+
+@contextlib.contextmanager
+def _closing(journal: Journal) -> Iterator[None]:
+    """Close the journal at the end; from here on its failure means that verdicts are no longer durable."""
+    try:
+        try:
+            yield
+        finally:
+            journal.close()
+    except JournalError as error:
+        raise NotDurable(error.message, hint=error.hint) from error
 
 
 @contextlib.contextmanager

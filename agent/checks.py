@@ -7,6 +7,7 @@ it makes when it is absent, as `run` would.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from agent.errors import AgentError, ConfigError
 from agent.frame import Fault, Part, Stamp
 from agent.health import clock_synced
 from agent.publisher import probe
+from agent.verdict import policy_limits
 
 __all__ = ["Finding", "check_station"]
 
@@ -84,6 +86,16 @@ def _failed(subject: str, error: AgentError, remedy: str) -> Finding:
     return Finding(subject=subject, level="fail", text=error.message, remedy=error.hint or remedy)
 
 
+_DISK_REMEDIES = {
+    errno.EACCES: "give the agent's user a directory of its own: install -d -o defect-agent -m 700 STATE_DIR",
+    errno.EPERM: "give the agent's user a directory of its own: install -d -o defect-agent -m 700 STATE_DIR",
+    errno.ENOSPC: f"free at least {LOW_DISK_BYTES // 1_000_000} MB there, or move state_dir to a larger disk",
+    errno.EROFS: "the file system is mounted read-only: move state_dir to one that is not",
+    errno.ENOTDIR: "a file stands where a folder should: choose another state_dir",
+    errno.EEXIST: "a file stands where a folder should: choose another state_dir",
+}
+
+
 def _disk(config: AgentConfig) -> Finding:
     where = config.state_dir
     try:
@@ -98,12 +110,17 @@ def _disk(config: AgentConfig) -> Finding:
             subject="disk",
             level="fail",
             text=f"{where}: can't be written ({error.strerror})",
-            remedy=f"give the agent's user a directory of its own: install -d -o defect-agent -m 700 {where}",
+            remedy=_DISK_REMEDIES.get(error.errno or 0, "see the message, and `dmesg` for the disk's own words"),
         )
     free, quota = shutil.disk_usage(where).free, config.journal.evidence.quota_mb * 1_000_000
     text = f"{where}: {free / 1e9:.1f} GB free, one sync to disk takes {sync_ms:.1f} ms"
     if free < LOW_DISK_BYTES:
-        return Finding(subject="disk", level="fail", text=text, remedy="free some space, or move state_dir")
+        return Finding(
+            subject="disk",
+            level="fail",
+            text=text,
+            remedy=f"free at least {LOW_DISK_BYTES // 1_000_000} MB, or move state_dir",
+        )
     if free < quota:
         remedy = f"set journal.evidence.quota_mb under {free // 1_000_000} (it is {quota // 1_000_000})"
         return Finding(subject="disk", level="warn", text=f"{text}, less than the pictures' quota", remedy=remedy)
@@ -143,7 +160,14 @@ def _bundle_and_engine(config: AgentConfig) -> Iterator[Finding]:
             text=f"{text}; it failed its gate: {reasons}",
             remedy="defect-opt build says which layers hold it back; raise --max-drop only with your eyes open",
         )
+    yield from _guarded("policy", lambda: _policy(bundle, config))
     yield from _guarded("engine", lambda: _engine(bundle, config))
+
+
+def _policy(bundle: Bundle, config: AgentConfig) -> Finding:
+    limits = policy_limits(config.policy, bundle.manifest.policy)
+    text = f"defect from {limits.defect_above:g}, review from {limits.review_above:g}"
+    return Finding(subject="policy", level="ok", text=text)
 
 
 def _engine(bundle: Bundle, config: AgentConfig) -> Finding:

@@ -49,10 +49,12 @@ def _key(
     low: float | None = None,
     high: float | None = None,
     pattern: str | None = None,
+    form: str = "",
     path: bool = False,
 ) -> Any:
-    """One key with its bounds; a relative `path` is taken from the folder of the configuration file."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "pattern": pattern, "path": path})
+    """One key with its bounds; `form` is its `pattern` in words, a relative `path` starts at the file's folder."""
+    bounds = {"low": low, "high": high, "pattern": pattern, "form": form, "path": path}
+    return dataclasses.field(default=default, metadata=bounds)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ class FolderCameraConfig:
     """
 
     kind: Literal["folder"]
-    name: str = _key("folder", pattern=r"[\w.-]{1,40}")
+    name: str = _key("folder", pattern=r"[\w.-]{1,40}", form="1 to 40 letters, digits, `_`, `.` or `-`")
     path: Path = _key(path=True)
     rate_hz: float = _key(0.0, low=0, high=10_000)
     loop: bool = False
@@ -95,7 +97,7 @@ class OpenCvCameraConfig:
     """
 
     kind: Literal["opencv"]
-    name: str = _key("camera", pattern=r"[\w.-]{1,40}")
+    name: str = _key("camera", pattern=r"[\w.-]{1,40}", form="1 to 40 letters, digits, `_`, `.` or `-`")
     source: str = _key()
     width_px: int = _key(0, low=0, high=16_384)
     height_px: int = _key(0, low=0, high=16_384)
@@ -126,7 +128,7 @@ class FreeRunConfig:
     """
 
     kind: Literal["free"]
-    part_prefix: str = _key("part", pattern=r"[\w.-]{1,40}")
+    part_prefix: str = _key("part", pattern=r"[\w.-]{1,40}", form="1 to 40 letters, digits, `_`, `.` or `-`")
 
 
 CameraConfig = Union[FolderCameraConfig, OpenCvCameraConfig]  # noqa: UP007 - read at run time on Python 3.10
@@ -229,11 +231,13 @@ class MqttConfig:
         tls: empty for none.
     """
 
-    host: str = _key("127.0.0.1", pattern=r"[\w.:-]{1,253}")
+    host: str = _key("127.0.0.1", pattern=r"[\w.:-]{1,253}", form="a host name or address")
     port: int = _key(1883, low=1, high=65_535)
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
-    client_id: str = _key("", pattern=r"[\w./-]{0,64}")
-    username: str = _key("", pattern=r"[^\x00-\x1f]{0,256}")
+    client_id: str = _key("", pattern=r"[\w./-]{0,64}", form="up to 64 letters, digits, `_`, `.`, `/` or `-`")
+    username: str = _key(
+        "", pattern=r"[^\x00-\x1f]{0,256}", form="up to 256 characters, none of them a control character"
+    )
     password_file: Path | None = _key(None, path=True)
     keepalive_s: int = _key(15, low=2, high=3_600)
     inflight: int = _key(20, low=1, high=100)
@@ -286,10 +290,13 @@ class AgentConfig:
         log: the log.
     """
 
-    station: str = _key(pattern=r"[^/+#$\s\x00-\x1f][^/+#\x00-\x1f]{0,63}(/[^/+#\x00-\x1f]{1,64}){0,4}")
+    station: str = _key(
+        pattern=r"[^/+#$\s\x00-\x1f][^/+#\x00-\x1f]{0,63}(/[^/+#\x00-\x1f]{1,64}){0,4}",
+        form="one to five names with slashes between, without `+`, `#` or a leading `$`: acme/plant1/line3/cam1",
+    )
     state_dir: Path = _key(path=True)
     bundle: Path = _key(path=True)
-    recipe: str = _key("", pattern=r"[\w.-]{0,64}")
+    recipe: str = _key("", pattern=r"[\w.-]{0,64}", form="up to 64 letters, digits, `_`, `.` or `-`")
     camera: CameraConfig = _key()
     trigger: TriggerConfig = FrameTriggerConfig(kind="frame")
     engine: EngineConfig = EngineConfig()
@@ -413,7 +420,7 @@ class _Reader:
         if (low is not None and raw < low) or (high is not None and raw > high):
             self._refuse(where, f"got {shown(raw)}, expected {low:.10g} to {high:.10g}")
         if pattern is not None and not re.fullmatch(pattern, raw):
-            self._refuse(where, f"got {shown(raw)}, expected the form {pattern}")
+            self._refuse(where, f"got {shown(raw)}, expected {meta.get('form') or f'the form {pattern}'}")
         return float(raw) if number else raw  # only now: a whole number of 400 digits is no float
 
     def _path(self, raw: Any, where: str) -> Path:

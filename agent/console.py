@@ -17,10 +17,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from agent.errors import AgentError, JournalError
+from agent.errors import AgentError, NotDurable
 
 __all__ = ["BUG", "DONE", "FAILED", "MISTAKE", "Parser", "Program", "number", "print_json", "run_program"]
 
+EXIT_CODES = "Exit codes: 0 done, 1 a gate or check failed, 2 your mistake, 70 our bug, 130 interrupted."
 T = TypeVar("T", int, float)
 
 DONE, FAILED, MISTAKE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
@@ -56,7 +57,7 @@ def run_program(parser: Parser, run: Callable[[argparse.Namespace], int], argv: 
         sys.stdout.flush()
     except AgentError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, JournalError) else MISTAKE
+        return FAILED if isinstance(error, NotDurable) else MISTAKE
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -89,7 +90,15 @@ class Program:
 
     def main(self, argv: list[str] | None = None) -> int:
         """Run the command that the arguments name, and give its exit code."""
-        parser = Parser(prog=self.name, description=self.description)
+        try:
+            return self._main(argv)
+        except KeyboardInterrupt:  # while modules are still loading
+            print(f"{self.name}: interrupted", file=sys.stderr)
+            return INTERRUPTED
+
+    def _main(self, argv: list[str] | None) -> int:
+        epilog = f"`{self.name} COMMAND --help` shows examples. {EXIT_CODES}"
+        parser = Parser(prog=self.name, description=self.description, epilog=epilog)
         parser.add_argument("--version", action="version", version=f"%(prog)s {self.version}")
         subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
         for name in self.commands:

@@ -9,7 +9,8 @@ AgentError                 message + hint: what, where, got, expected, and what 
 │   └── MissingExtra       a library that is not installed, and how to install it
 ├── CameraError            a camera can't be opened, or will never deliver again
 ├── EngineError            a model can't be loaded or run
-├── JournalError           a verdict can't be made durable: the station stops and the fast line shows a fault
+├── JournalError           the journal can't be opened, read or written
+│   └── NotDurable         a verdict can't be made durable any more: the station stops, exit 1
 └── PublishError           a broker refused us for a reason that trying again won't mend
 ```
 
@@ -28,6 +29,7 @@ __all__ = [
     "ImageError",
     "JournalError",
     "MissingExtra",
+    "NotDurable",
     "PublishError",
     "UserError",
 ]
@@ -79,7 +81,11 @@ class EngineError(AgentError):
 
 
 class JournalError(AgentError):
-    """A verdict that could not be made durable."""
+    """A journal that can't be opened, read or written."""
+
+
+class NotDurable(JournalError):
+    """The disk no longer takes verdicts: the station has stopped, and what it could not record was not judged ok."""
 
 
 class PublishError(AgentError):

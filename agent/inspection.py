@@ -15,7 +15,7 @@ import numpy as np
 
 from agent.bundle import Bundle, Finding, Placement, Preprocessor, decode_classification, heatmap_from_cam
 from agent.engines import Engine
-from agent.errors import AgentError, BundleError, EngineError
+from agent.errors import AgentError, BundleError, EngineError, ImageError
 from agent.frame import Fault, Frame, Part, Stage
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Inspector:
             return Inspection(part=frame.part, frame=None, fault=frame, bundle=self.ref, engine=self.engine_name)
         laps = _Laps(frame.capture_ms)
         try:
+            _refuse_blank(frame.image)
             tensor, placement = self._preprocess(frame.image)
             laps.end()
             outputs = self._engine.infer(tensor)
@@ -153,6 +154,30 @@ class Inspector:
             return None
         heatmap = heatmap_from_cam(cam, self._index[foremost.class_name])
         return placement.map_to_image(heatmap, self._manifest.input)
+
+
+MIN_SIDE_PX = 8
+"""A picture with a shorter side shows no part: no sensor is that small, and a model would answer all the same."""
+
+
+def _refuse_blank(image: NDArray[np.uint8]) -> None:
+    """A picture that shows nothing must not be judged: a network answers whatever it is given, `ok` too.
+
+    A real sensor's noise makes at least two values; one value everywhere is a dead sensor, a lost signal, full
+    saturation, or a lens cap on a camera that clips.
+
+    Raises:
+        ImageError: too small, or of one value everywhere.
+    """
+    if image.ndim != 3 or image.dtype != np.uint8:
+        return  # the preprocessing says what is wrong with that
+    height, width = image.shape[:2]
+    if min(height, width) < MIN_SIDE_PX:
+        raise ImageError(
+            f"a picture of {width} x {height} px shows no part, expected {MIN_SIDE_PX} px or more each way"
+        )
+    if (image[0, 0] == image[-1, -1]).all() and (image == image[0, 0]).all():
+        raise ImageError(f"every pixel has the same value {image[0, 0].tolist()} (blue, green, red): a blank picture")
 
 
 class _Laps:

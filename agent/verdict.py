@@ -11,10 +11,12 @@ import enum
 import math
 
 from agent.bundle.manifest import PolicySpec
+from agent.config import PolicyConfig
+from agent.errors import ConfigError
 from agent.frame import Stamp
 from agent.inspection import Finding, Inspection
 
-__all__ = ["Decision", "Policy", "Verdict"]
+__all__ = ["Decision", "Policy", "Verdict", "policy_limits"]
 
 
 class Decision(enum.Enum):
@@ -63,6 +65,22 @@ class Verdict:
     threshold: float | None = None
     decided: Stamp
     decide_ms: float = 0.0
+
+
+def policy_limits(config: PolicyConfig, default: PolicySpec) -> PolicySpec:
+    """The bundle's decision limits, or the configuration's in their place.
+
+    Raises:
+        ConfigError: the two limits would stand the wrong way round.
+    """
+    defect_above = default.defect_above if config.defect_above is None else config.defect_above
+    if config.review_above is not None and config.review_above > defect_above:
+        raise ConfigError(
+            f"policy.review_above: got {config.review_above}, expected at most policy.defect_above ({defect_above})",
+            hint="give policy.defect_above too: an empty key keeps the bundle's limit",
+        )
+    review_above = min(default.review_above, defect_above) if config.review_above is None else config.review_above
+    return PolicySpec(defect_above=defect_above, review_above=review_above)
 
 
 class Policy:

@@ -166,7 +166,11 @@ def read_dataset(root: Path) -> Dataset:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder", hint="give the folder that holds the images or their splits.csv")
-    samples, ignored = _read_csv(root) if (root / _CSV_NAME).is_file() else _read_folders(root)
+    try:
+        has_csv = (root / _CSV_NAME).is_file()
+    except OSError as error:
+        raise DataError(f"{root}: can't be looked into ({error.strerror})", hint=f"chmod +rx {root}") from error
+    samples, ignored = _read_csv(root) if has_csv else _read_folders(root)
     if not samples:
         raise DataError(
             f"{root}: no image found ({len(ignored)} other files)",

@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _why_not(item: pytest.Item) -> str | None:
     """The reason why a marked test can't run here, or None."""
     if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
-        return "needs PyTorch: pip install 'defect-agent[train]'"
+        return "needs PyTorch: pip install -e '.[train]'"
     if item.get_closest_marker("mosquitto") and not (shutil.which("mosquitto") and shutil.which("mosquitto_sub")):
         return "needs mosquitto: apt install mosquitto mosquitto-clients"
     if item.get_closest_marker("shared") and not SHARED.is_dir():

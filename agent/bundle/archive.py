@@ -285,7 +285,7 @@ def _read_directory(path: Path, file: IO[bytes], size: int) -> list[Entry]:
     directory = file.read(length)
     entries = _entries(path, directory, count, offset)
     if directory != b"".join(entry.record for entry in entries) or (entries[-1].end if entries else 0) != offset:
-        raise BundleError(f"{path}: is damaged, or not written by defect-opt: odd directory", hint=_DAMAGED)
+        raise BundleError(f"{path}: is damaged, or was packed again: odd directory", hint=_DAMAGED)
     return entries
 
 

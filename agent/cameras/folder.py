@@ -190,7 +190,8 @@ def _list_pictures(root: Path) -> tuple[list[str], int]:
     if not names:
         raise CameraError(
             f"{path_in_words(root)}: no picture in it, {ignored} other files",
-            hint=f"pictures are files that end in {', '.join(sorted(PICTURE_SUFFIXES))}",
+            hint=f"pictures are files that end in {', '.join(sorted(PICTURE_SUFFIXES))}; hidden ones, and links that "
+            "lead out of the folder, are left alone",
         )
     return sorted(names, key=_natural_order), ignored
 

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="verify every file, then print the manifest")
+    show.epilog = EPILOG
     show.add_argument("bundle", type=Path, metavar="BUNDLE", help="the .defect file")
     show.add_argument("--json", action="store_true", help="one JSON document")
 

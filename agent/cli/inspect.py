@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from agent.inspection import Inspector
     from agent.verdict import Policy, Verdict
 
-    if len(args.images) > 1 and args.overlay is not None and args.overlay.suffix:
-        raise ConfigError(f"--overlay: got the file {args.overlay} for {len(args.images)} pictures, expected a folder")
+    _check_overlay(args)
     bundle = open_bundle(args.bundle)
     engine = open_engine(bundle, EngineConfig(threads=args.threads, graph=args.graph))
     inspector, policy = Inspector(bundle, engine), Policy(bundle.manifest.policy)
@@ -71,6 +70,18 @@ def run(args: argparse.Namespace) -> int:
                 print(f"        {overlay}")
     engine.close()
     return FAILED if any(v.decision.value == "error" for v in verdicts) else DONE
+
+
+def _check_overlay(args: argparse.Namespace) -> None:
+    target: Path | None = args.overlay
+    if target is None or not target.suffix:
+        return
+    if len(args.images) > 1:
+        raise ConfigError(f"--overlay: got the file {target} for {len(args.images)} pictures, expected a folder")
+    if target.suffix.lower() != ".png" or target.resolve() == args.images[0].resolve():
+        raise ConfigError(
+            f"--overlay: got {target}, expected a .png file that is not the picture itself", hint="--overlay seen.png"
+        )
 
 
 def _overlay(verdict: Any, target: Path | None, *, many: bool) -> Path | None:

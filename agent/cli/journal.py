@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("--from", type=number(int, 1, 1e18), dest="first", metavar="REC", help="first record number")
     export.add_argument("--to", type=number(int, 1, 1e18), dest="last", metavar="REC", help="last record number")
     for action in (tail, stats, export):
+        action.epilog = EPILOG
         place = action.add_mutually_exclusive_group(required=True)
         place.add_argument("--config", type=Path, metavar="FILE", help="the station's YAML file")
         place.add_argument("--state", type=Path, metavar="DIR", help="the station's state directory")
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         elif args.action == "stats":
             _stats(reader, as_json=args.json)
         else:
-            _export(reader, args)
+            _export(reader, args, state_dir)
     return DONE
 
 
@@ -102,11 +103,13 @@ def _stats(reader: Any, *, as_json: bool) -> None:
         print(f"{name:22} {shown}")
 
 
-def _export(reader: Any, args: argparse.Namespace) -> None:
+def _export(reader: Any, args: argparse.Namespace, state_dir: Path) -> None:
     rows = reader.read(first=args.first or 1, last=args.last)
     if args.out is None:
         _write(rows, args.format, sys.stdout)
         return
+    if args.out.resolve().is_relative_to(state_dir.resolve()):
+        raise ConfigError(f"--out: {args.out} lies in the station's own state directory", hint="write it elsewhere")
     try:
         with args.out.open("w", encoding="utf-8", newline="") as file:
             count = _write(rows, args.format, file)

@@ -67,7 +67,7 @@ def make_private_dir(path: Path) -> None:
     except OSError as error:
         raise JournalError(
             f"{path}: can't be made a directory ({error.strerror})",
-            hint="check journal.state_dir in the configuration, and that the agent's user may write there",
+            hint="check state_dir in the configuration, and that the agent's user may write there",
         ) from error
 
 

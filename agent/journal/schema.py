@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,7 +102,16 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     Raises:
         JournalError: there is none, or as for `connect_writer`.
     """
-    if not path.is_file():
+    try:
+        found = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        found = False
+    except OSError as error:
+        raise JournalError(
+            f"{path}: can't be looked at ({error.strerror})",
+            hint="the journal belongs to the agent's user: sudo -u defect-agent defect-agent journal …",
+        ) from error
+    if not found:
         raise JournalError(f"{path}: no journal here", hint="give the state_dir of a station that has run")
     with sqlite_errors(path, "read"):
         uri = f"{path.absolute().as_uri()}?mode=ro"

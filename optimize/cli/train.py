@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"the Python package {error.name} is not installed, and training needs it",
-            hint="pip install 'defect-agent[train]'",
+            hint="pip install -e '.[train]' in the checkout of defect-agent",
         ) from error
     result = _train(args)
     from optimize.card import report_from_result, write_card

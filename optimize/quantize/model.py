@@ -161,7 +161,7 @@ def onnx_library() -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"the Python package {error.name} is not installed, and reading ONNX files needs it",
-            hint="pip install 'defect-agent[optimize]'",
+            hint="pip install -e '.[optimize]' in the checkout of defect-agent",
         ) from error
     return onnx
 

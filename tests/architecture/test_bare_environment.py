@@ -69,7 +69,7 @@ def test_a_command_that_needs_an_extra_says_which_in_one_sentence(arguments: lis
     result = _bare(f"from optimize.cli import main\nsys.exit(main({arguments!r}))")
 
     assert result.returncode == 2
-    assert f"defect-agent[{extra}]" in result.stderr
+    assert f"pip install -e '.[{extra}]'" in result.stderr
     assert "Traceback" not in result.stderr
 
 

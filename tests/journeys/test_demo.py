@@ -20,7 +20,7 @@ from paho.mqtt import publish
 from tests.kit.broker import Listener, Mosquitto, free_port
 from tests.kit.waiting import wait_until
 
-pytest.importorskip("amqtt", reason="needs amqtt: pip install 'defect-agent[demo]'")
+pytest.importorskip("amqtt", reason="needs amqtt: pip install -e '.[demo]'")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,8 +18,10 @@ WHITE, GREY, BLACK, RED = (255, 255, 255), (128, 128, 128), (0, 0, 0), (0, 0, 25
 
 
 def plain_image(colour: tuple[int, int, int], *, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
-    """(height, width, 3) uint8 BGR of one colour."""
-    return np.full((height, width, 3), colour, dtype=np.uint8)
+    """(height, width, 3) uint8 BGR of one colour, but for one corner: a blank picture is no part."""
+    image = np.full((height, width, 3), colour, dtype=np.uint8)
+    image[0, 0] ^= 1
+    return image
 
 
 def part_of(name: str = "part-1") -> Part:

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any
 
 import cv2
-import numpy as np
 import yaml
 
 from tests.kit.bundles import make_bundle
+from tests.kit.frames import plain_image
 
 __all__ = ["ROOT", "AgentProcess", "make_parts", "make_station"]
 
@@ -26,7 +26,8 @@ def make_parts(folder: Path, count: int, *, side_px: int = 40) -> list[str]:
     """Pictures `part_0000.png`, …: for `tests.kit.models.classifier` in turn good, a scratch, a stain, undecided."""
     folder.mkdir(parents=True, exist_ok=True)
     colours = ((255, 255, 255), (0, 0, 0), (0, 0, 255), (128, 128, 128))
-    encoded = [cv2.imencode(".png", np.full((side_px, side_px, 3), c, dtype=np.uint8))[1].tobytes() for c in colours]
+    pictures = [plain_image(colour, width=side_px, height=side_px) for colour in colours]
+    encoded = [cv2.imencode(".png", picture)[1].tobytes() for picture in pictures]
     names = [f"part_{i:04}.png" for i in range(count)]
     for i, name in enumerate(names):
         (folder / name).write_bytes(encoded[i % len(encoded)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-pytest.importorskip("torch", reason="needs PyTorch: pip install 'defect-agent[train]'")
+pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[train]'")
 
 import onnx
 import onnxruntime

@@ -25,7 +25,7 @@ from optimize.trainset import fitted_pictures, raw_pictures, train_and_val
 from tests.kit.float_models import write_parts
 from tests.kit.pictures import encoded, textured, write_pictures
 
-pytest.importorskip("torch", reason="needs PyTorch: pip install 'defect-agent[train]'")
+pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[train]'")
 
 import torch
 
