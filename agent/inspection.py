@@ -119,8 +119,8 @@ class Inspector:
             return Inspection(part=frame.part, frame=None, fault=frame, bundle=self.ref, engine=self.engine_name)
         laps = _Laps(frame.capture_ms)
         try:
-            _refuse_blank(frame.image)
             tensor, placement = self._preprocess(frame.image)
+            _refuse_blank(frame.image)
             laps.end()
             outputs = self._engine.infer(tensor)
             laps.end()
@@ -169,8 +169,6 @@ def _refuse_blank(image: NDArray[np.uint8]) -> None:
     Raises:
         ImageError: too small, or of one value everywhere.
     """
-    if image.ndim != 3 or image.dtype != np.uint8:
-        return  # the preprocessing says what is wrong with that
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE_PX:
         raise ImageError(

@@ -245,3 +245,19 @@ def test_without_a_map_there_is_no_heatmap(tmp_path: Path) -> None:
 
     assert seen.fault is None
     assert seen.heatmap is None
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.full((48, 64, 3), 255, np.uint8), "a blank picture"),
+        (np.zeros((48, 64, 3), np.uint8), "a blank picture"),
+        (np.random.default_rng(1).integers(0, 255, (1, 1, 3), np.uint8), "a picture of 1 x 1 px shows no part"),
+        (np.random.default_rng(1).integers(0, 255, (900, 1, 3), np.uint8), "a picture of 1 x 900 px shows no part"),
+    ],
+)
+def test_a_picture_that_shows_nothing_is_a_fault_and_never_ok(
+    bundle: Bundle, image: NDArray[np.uint8], words: str
+) -> None:
+    """The kit's classifier calls white good: a saturated sensor would pass every part."""
+    assert_fault(inspector(bundle).inspect(frame_of(image)), "preprocess", words)
