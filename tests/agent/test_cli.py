@@ -205,3 +205,51 @@ def test_a_count_that_is_none_is_refused_with_its_bounds(count: str, tmp_path: P
 
     assert ran.code == 2
     assert "expected a whole number from 1" in ran.err
+
+
+def test_export_never_writes_into_the_state_directory(judged: Path) -> None:
+    """A slip of the keyboard must not cost the journal."""
+    database = judged.parent / "state" / "journal.db"
+    before = database.read_bytes()
+    ran = run_command("agent.cli.journal", "export", "--config", judged, "--out", database)
+
+    assert ran.code == 2
+    assert database.read_bytes() == before
+
+
+@pytest.mark.parametrize("target", ["part_0001.png", "kit-1.0.0.defect", "seen.jpg"])
+def test_an_overlay_never_takes_the_place_of_a_picture_or_a_bundle(tmp_path: Path, target: str) -> None:
+    """The inspected picture is evidence."""
+    make_parts(tmp_path, 2)
+    bundle, scratch = make_bundle(tmp_path), tmp_path / "part_0001.png"
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    ran = run_command("agent.cli.inspect", scratch, "--bundle", bundle.path, "--overlay", tmp_path / target)
+
+    assert ran.code == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_check_and_run_refuse_the_same_limits_in_the_same_words(station: Path) -> None:
+    """A limit in the configuration is compared with the one of the bundle that it stands beside."""
+    raw = yaml.safe_load(station.read_text())
+    raw["policy"] = {"review_above": 0.9}
+    station.write_text(yaml.safe_dump(raw))
+    words = "policy.review_above: got 0.9, expected at most policy.defect_above (0.5)"
+    ran = run_command("agent.cli.check", "--config", station)
+    with AgentProcess(station) as agent:
+        code = agent.wait()
+
+    assert ran.code == 1
+    assert words in ran.out
+    assert code == 2
+    assert words in agent.log()
+
+
+def test_a_state_directory_that_is_a_file_is_the_users_mistake(station: Path) -> None:
+    """Exit 2 and a remedy; exit 1 is for a disk that fails during the run."""
+    (station.parent / "state").write_text("in the way")
+    with AgentProcess(station) as agent:
+        code = agent.wait()
+
+    assert code == 2
+    assert "check state_dir" in agent.log()

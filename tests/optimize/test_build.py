@@ -143,6 +143,16 @@ def test_labels_that_the_model_does_not_know_are_refused(model: Path, tmp_path: 
         gather(Recipe(model=model, data=data, calib=data))
 
 
+def test_the_bundle_never_takes_the_place_of_the_model(parts: Path, model: Path, tmp_path: Path) -> None:
+    """`--out model.onnx` is typed soon, and a training is not had back."""
+    before = model.read_bytes()
+    ran = run_build(tmp_path, "--model", model, "--data", parts, "--calib", parts, "--out", model)
+
+    assert ran.code == 2
+    assert "expected a file that ends in .defect" in ran.err
+    assert model.read_bytes() == before
+
+
 def test_an_output_folder_that_is_missing_is_found_out_before_the_work(
     parts: Path, model: Path, tmp_path: Path
 ) -> None:
