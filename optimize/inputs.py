@@ -147,10 +147,10 @@ def _classes(recipe: Recipe, model: FloatModel) -> tuple[ClassSpec, ...]:
 
 def _out(recipe: Recipe, name: str) -> Path:
     out = recipe.out or Path(f"{name}-{recipe.version}.defect")
-    if out.suffix != ".defect":
-        raise OptimizeError(f"--out: got {out}, expected a file that ends in .defect", hint=f"--out {out}.defect")
     if out.is_dir():
         raise OptimizeError(f"{out}: is a folder", hint=f"--out takes a file, such as {out / name}.defect")
+    if out.suffix != ".defect":
+        raise OptimizeError(f"--out: got {out}, expected a file that ends in .defect", hint=f"--out {out}.defect")
     if not out.absolute().parent.is_dir():
         raise OptimizeError(f"{out}: its folder does not exist", hint=f"mkdir -p {out.absolute().parent}")
     return out
