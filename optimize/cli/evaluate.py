@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.console import DONE, FAILED, number, print_json
+from agent.console import DONE, FAILED, print_json
 from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", default="test", choices=("train", "calib", "val", "test"), help="which split, where there are any")
     add("--engine", default="auto", choices=("auto", "onnxruntime"), help="what runs the graph (auto)")
     add("--graph", default="auto", choices=("auto", "cpu", "fp32"), help="auto runs what the device runs; cpu is INT8")
-    add("--threads", type=number(int, 1, 256), default=1, metavar="N", help="CPU threads of one inference (1)")
-    add("--min-accuracy", type=number(float, 0, 1), metavar="A", help="smallest accuracy that will do, 0 to 1")
+    add("--threads", type=int, default=1, metavar="N", help="CPU threads of one inference (1)")
+    add("--min-accuracy", type=float, metavar="A", help="smallest accuracy that will do, 0 to 1")
     add("--confusion", type=Path, metavar="OUT.png", help="draw the confusion matrix")
     add("--json", action="store_true", help="one JSON document")
 

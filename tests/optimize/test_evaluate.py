@@ -17,6 +17,7 @@ from optimize.errors import DataError
 from optimize.evaluate import Outcome, evaluate, score, upper_bound
 from tests.kit.bundles import kit_manifest, make_bundle
 from tests.kit.commands import run_command
+from tests.kit.frames import plain_image
 
 COMMAND = "optimize.cli.evaluate"
 COLOURS = {"good": (255, 255, 255), "scratch": (0, 0, 0), "stain": (0, 0, 255)}  # BGR, as the kit's classifier sees it
@@ -35,7 +36,7 @@ def parts(tmp_path: Path) -> Path:
     for label, looks in shown.items():
         (root / label).mkdir(parents=True)
         for i, look in enumerate(looks):
-            cv2.imwrite(str(root / label / f"{i}.png"), np.full((40, 50, 3), COLOURS[look], np.uint8))
+            cv2.imwrite(str(root / label / f"{i}.png"), plain_image(COLOURS[look], width=50, height=40))
     return root
 
 
