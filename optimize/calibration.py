@@ -20,11 +20,14 @@ from agent.errors import ImageError
 from optimize.dataset import Dataset, Sample, read_image
 from optimize.errors import DataError
 from optimize.progress import Progress, SilentProgress
+from optimize.representative import Sampler, embeddings, pick_representative, thumbnails
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FEW_IMAGES", "MIN_IMAGES", "Calibration", "FittedImages", "pick_calibration", "pick_evenly"]
+    from optimize.quantize.model import FloatModel
+
+__all__ = ["FEW_IMAGES", "MIN_IMAGES", "Calibration", "FittedImages", "Selection", "pick_calibration", "pick_evenly"]
 
 MIN_IMAGES = 8
 """Fewest that we take. Of n + 1 pictures like each other each is as likely as any other to hold a tensor's largest
@@ -33,6 +36,9 @@ for every tensor of the graph."""
 
 FEW_IMAGES = 50
 """From here the next picture stays within a tensor's range with a probability of 98 %; below we warn."""
+
+AUTO_AMONG = 5000
+"""The sampler `auto` looks at so many pictures at most, dealt evenly: reading and running one takes some 10 ms."""
 
 _SHOWN = 5
 
@@ -48,6 +54,24 @@ class Calibration:
 
     dataset: Dataset
     warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Selection:
+    """Which pictures of a big folder are taken.
+
+    Attributes:
+        limit: at most so many, divided evenly over the classes.
+        seed: the same seed chooses the same.
+        sampler: `kcentre` takes them as far from each other as it can, `even` deals them out; `auto` is `kcentre`
+            among at most `AUTO_AMONG` that were dealt out.
+        model: the float model, whose embedding says what is far; without one thumbnails do.
+    """
+
+    limit: int = 300
+    seed: int = 0
+    sampler: Sampler = "auto"
+    model: FloatModel | None = None
 
 
 class FittedImages(Sequence["NDArray[np.uint8]"]):
@@ -82,8 +106,7 @@ def pick_calibration(
     test: Iterable[Sample] = (),
     val: Iterable[Sample] = (),
     classes: Sequence[str] = (),
-    limit: int = 512,
-    seed: int = 0,
+    selection: Selection | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Choose calibration images and check them.
@@ -93,8 +116,7 @@ def pick_calibration(
         test: pictures that must not be among them, by file, by bytes or by pixels.
         val: pictures that should not be.
         classes: the model's classes, to see which are missing.
-        limit: at most so many, dealt evenly over the classes.
-        seed: which of a class are taken when there are too many.
+        selection: which are taken when there are too many; None takes the defaults.
         progress: hears what is read.
 
     Raises:
@@ -107,7 +129,7 @@ def pick_calibration(
             hint="put pictures from the line's own camera there, good and bad ones; 100 to 500 are enough",
         )
     progress = progress or SilentProgress()
-    chosen = dataclasses.replace(dataset, samples=tuple(pick_evenly(dataset.samples, limit, seed)))
+    chosen = _selected(dataset, selection or Selection(), progress)
     prints = _fingerprints(chosen, progress)
     shared_test = _shared(prints, test, progress, "checking that no test image is among them")
     if shared_test:
@@ -118,6 +140,33 @@ def pick_calibration(
         )
     shared_val = _shared(prints, val, progress, "comparing with the val images")
     return Calibration(dataset=chosen, warnings=tuple(_warnings(chosen, classes, shared_val)))
+
+
+def _selected(dataset: Dataset, selection: Selection, progress: Progress) -> Dataset:
+    """The pictures by the selection; all of them where there are no more than its limit."""
+    limit, seed = selection.limit, selection.seed
+    if len(dataset) <= limit:
+        return dataset
+    if selection.sampler == "even":
+        return dataclasses.replace(dataset, samples=tuple(pick_evenly(dataset.samples, limit, seed)))
+    among = dataset.samples
+    if selection.sampler == "auto":
+        among = tuple(pick_evenly(among, max(AUTO_AMONG, limit), seed))
+    try:
+        features = _features(among, selection.model, progress)
+    except ImageError:
+        # One picture that can't be read ended it; this names them all.
+        _fingerprints(dataclasses.replace(dataset, samples=among), progress)
+        raise
+    return dataclasses.replace(dataset, samples=tuple(pick_representative(among, features, limit, seed)))
+
+
+def _features(samples: Sequence[Sample], model: FloatModel | None, progress: Progress) -> NDArray[np.float32]:
+    if model is not None:
+        found = embeddings(model, FittedImages(samples, model.input), progress=progress)
+        if found is not None:
+            return found
+    return thumbnails(samples, progress=progress)
 
 
 def pick_evenly(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:

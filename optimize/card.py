@@ -52,10 +52,17 @@ def report_from_result(result: TrainResult) -> dict[str, Any]:
         "size_bytes": result.size_bytes,
         "seconds": round(result.seconds, 1),
         "resumed_at": result.resumed_at,
+        "weights": _origin(result),
         "onnx": str(result.onnx),
         "sha256": result.sha256,
         "notices": list(result.notices),
     }
+
+
+def _origin(result: TrainResult) -> dict[str, str] | None:
+    """The published weights that the run started from; None from scratch."""
+    origin = result.origin
+    return None if origin is None else dataclasses.asdict(origin)
 
 
 def write_card(result: TrainResult) -> tuple[Path, Path]:
@@ -72,7 +79,7 @@ def write_card(result: TrainResult) -> tuple[Path, Path]:
         **report_from_result(result),
         "onnx": result.onnx.name,
         "input": dataclasses.asdict(result.config.spec),
-        "recipe": dataclasses.asdict(result.config),
+        "recipe": {key: value for key, value in dataclasses.asdict(result.config).items() if key != "weights"},
         "data_sha256": result.data_sha256,
         "files": {split: list(files) for split, files in result.files.items()},
         "history": [dataclasses.asdict(record) for record in result.history],

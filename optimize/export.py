@@ -236,26 +236,25 @@ class _Graph:
                 return value_of[node.args[0]]
             elif node.op == "call_function" and node.target is operator.add:
                 value_of[node] = self._add("Add", f"features/{node.name}", [value_of[arg] for arg in node.args])
-            elif node.op == "call_module" and isinstance(modules[node.target], nn.BatchNorm2d):
-                value_of[node] = value_of[node.args[0]]  # folded when its convolution was added
+            elif node.op == "call_module" and _is_folded(node, modules):
+                value_of[node] = value_of[node.args[0]]
             elif node.op == "call_module":
-                module, norm = modules[node.target], _norm_behind(node, modules)
-                value_of[node] = self._module(
-                    f"features/{node.target}", module, value_of[node.args[0]], norm, is_first=is_first
-                )
-                is_first = is_first and not isinstance(module, nn.Conv2d)
+                value_of[node] = self._module(node, modules, value_of[node.args[0]], is_first=is_first)
+                is_first = is_first and not isinstance(modules[node.target], nn.Conv2d)
             else:
                 raise ModelError(f"network: can't export {node.op} {node.target}")
         raise ModelError("network: has no output")
 
-    def _module(self, name: str, module: nn.Module, inputs: str, norm: nn.BatchNorm2d | None, *, is_first: bool) -> str:
+    def _module(self, node: fx.Node, modules: dict[str, nn.Module], inputs: str, *, is_first: bool) -> str:
+        name, module = f"features/{node.target}", modules[str(node.target)]
         if isinstance(module, nn.Conv2d):
-            weight, bias = _folded(module, norm)
+            weight, bias = _folded(module, _norm_behind(node, modules))
             if is_first and module.in_channels == 1:
                 # Grey to RGB: the mean of three channels, inside the convolution.
                 weight = np.repeat(weight / np.float32(3), 3, axis=1)
             parameters = [self._constant(f"{name}.weight", weight), self._constant(f"{name}.bias", bias)]
-            return self._add("Conv", name, [inputs, *parameters], **_convolution_attributes(module))
+            attributes = _convolution_attributes(module) | {"pads": _pads(module, node, modules)}
+            return self._add("Conv", name, [inputs, *parameters], **attributes)
         if isinstance(module, nn.ReLU6):
             limits = [self._constant(f"{name}.{key}", np.float32(value)) for key, value in (("min", 0), ("max", 6))]
             return self._add("Clip", name, [inputs, *limits])
@@ -287,6 +286,26 @@ def _norm_behind(node: fx.Node, modules: dict[str, nn.Module]) -> nn.BatchNorm2d
     return behind if isinstance(behind, nn.BatchNorm2d) else None
 
 
+def _is_folded(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a convolution takes this module in: a batch norm behind it, or zeros around what only it reads."""
+    module = modules[str(node.target)]
+    if isinstance(module, nn.ZeroPad2d):
+        return all(isinstance(modules.get(str(user.target)), nn.Conv2d) for user in node.users)
+    return isinstance(module, nn.BatchNorm2d)
+
+
+def _pads(conv: nn.Conv2d, node: fx.Node, modules: dict[str, nn.Module]) -> list[int]:
+    """ONNX's order (top, left, bottom, right); zeros that a module before it adds are counted in."""
+    top, left = _pair(conv.padding)
+    pads = [top, left, top, left]
+    source = node.args[0]
+    before = modules.get(str(source.target)) if isinstance(source, fx.Node) else None
+    if isinstance(before, nn.ZeroPad2d):
+        more_left, more_right, more_top, more_bottom = before.padding
+        pads = [a + b for a, b in zip(pads, (more_top, more_left, more_bottom, more_right), strict=True)]
+    return pads
+
+
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weight and bias of convolution and batch norm in one, computed in float64."""
     weight = _array(conv.weight).astype(np.float64)
@@ -310,7 +329,6 @@ def _convolution_attributes(conv: nn.Conv2d) -> dict[str, Any]:
     return {
         "kernel_shape": _pair(conv.kernel_size),
         "strides": _pair(conv.stride),
-        "pads": _pair(conv.padding) * 2,
         "dilations": _pair(conv.dilation),
         "group": conv.groups,
     }

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from agent.bundle import ClassSpec, Manifest
 from agent.bundle.manifest import NAME_PATTERN, Severity
-from optimize.calibration import Calibration, pick_calibration
+from optimize.calibration import Calibration, Selection, pick_calibration
 from optimize.dataset import Dataset, Sample, read_dataset
-from optimize.errors import DataError, OptimizeError, RecipeError
+from optimize.errors import DataError, ModelError, OptimizeError, RecipeError
 from optimize.evaluate import check_labels
 from optimize.progress import Progress, SilentProgress
 from optimize.quantize import FloatModel, read_model
@@ -22,7 +22,8 @@ __all__ = ["GRAPH_FILES", "Inputs", "draft_manifest", "gather", "severity_by_nam
 OK_NAMES = frozenset({"ok", "good", "nodefect", "normal"})
 """Class names (letters only, lower case) that mean a good part, where the recipe says nothing."""
 
-GRAPH_FILES = {"fp32": "model.fp32.onnx", "cpu": "model.cpu.onnx"}
+GRAPH_FILES = {"fp32": "model.fp32.onnx", "cpu": "model.cpu.onnx", "trt": "model.trt.onnx"}
+"""Kind of graph to its name in a bundle. A CPU runs the first two; a device compiles the third."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +32,12 @@ class Inputs:
 
     Attributes:
         recipe: what should be done.
-        model: the float classifier.
+        model: the float classifier or detector.
         classes: in output order, with severities.
         name: the bundle's.
         out: the bundle to write.
         calibration: pictures that ranges are read off.
-        val: labelled pictures for measuring.
+        val: pictures for measuring; labelled for a classifier.
         warnings: what the user should know, one sentence each.
     """
 
@@ -65,13 +66,15 @@ def gather(recipe: Recipe, *, progress: Progress | None = None) -> Inputs:
     onnx_library()  # without it nothing can be built, whatever else is missing
     path = _given(recipe.model, "model", "--model model.onnx")
     progress.step(f"reading {path.name}")
-    model = read_model(path)
+    model = read_model(path, recipe.preprocess, classes=len(recipe.classes) or None)
+    _check_packable(model)
     classes = _classes(recipe, model)
     name = _name(recipe, path)
     out = _out(recipe, name)
     val = read_dataset(_given(recipe.val or recipe.data, "val or data", "--data DIR")).take("val")
-    check_labels(val, [c.name for c in classes])
-    calibration = _calibration(recipe, classes, val, progress)
+    if model.task == "classify":
+        check_labels(val, [c.name for c in classes])
+    calibration = _calibration(recipe, model, classes, val, progress)
     return Inputs(
         recipe=recipe,
         model=model,
@@ -80,7 +83,7 @@ def gather(recipe: Recipe, *, progress: Progress | None = None) -> Inputs:
         out=out,
         calibration=calibration,
         val=val,
-        warnings=(*_data_warnings(val, classes), *calibration.warnings),
+        warnings=(*(_data_warnings(val, classes) if model.task == "classify" else ()), *calibration.warnings),
     )
 
 
@@ -89,7 +92,7 @@ def draft_manifest(inputs: Inputs) -> Manifest:
     return Manifest(
         name=inputs.name,
         version=inputs.recipe.version,
-        task="classify",
+        task=inputs.model.task,
         input=inputs.model.input,
         classes=inputs.classes,
         outputs=inputs.model.outputs,
@@ -109,6 +112,15 @@ def _given(path: Path | None, key: str, flag: str) -> Path:
     if path is None:
         raise RecipeError(f"{key}: not given", hint=f"add {flag}, or the key to {RECIPE_FILE} here")
     return path
+
+
+def _check_packable(model: FloatModel) -> None:
+    """A raw head can be read and quantized, but a bundle's graph gives boxes and scores."""
+    if model.task == "detect" and model.outputs.boxes is None:
+        raise ModelError(
+            f"{model.path}: gives a raw detection head of {len(model.heads)} outputs, expected boxes and scores",
+            hint="export it with the decoding inside",
+        )
 
 
 def _name(recipe: Recipe, model: Path) -> str:
@@ -131,7 +143,7 @@ def _classes(recipe: Recipe, model: FloatModel) -> tuple[ClassSpec, ...]:
             hint=f"list them in output order under `classes` in {RECIPE_FILE}",
         )
     names = model.classes or tuple(given)
-    if len(names) != model.count:
+    if model.count not in (0, len(names)):  # a raw detection head does not say
         raise RecipeError(
             f"{RECIPE_FILE}: classes: got {len(names)}, {model.path} has {model.count} outputs",
             hint="list the classes in the order of the outputs",
@@ -156,14 +168,17 @@ def _out(recipe: Recipe, name: str) -> Path:
     return out
 
 
-def _calibration(recipe: Recipe, classes: Sequence[ClassSpec], val: Dataset, progress: Progress) -> Calibration:
+def _calibration(
+    recipe: Recipe, model: FloatModel, classes: Sequence[ClassSpec], val: Dataset, progress: Progress
+) -> Calibration:
     return pick_calibration(
         _calibration_set(recipe),
         test=_test_samples(recipe),
         val=val.samples,
-        classes=[c.name for c in classes],
-        limit=recipe.quantize.images,
-        seed=recipe.seed,
+        classes=[c.name for c in classes] if model.task == "classify" else (),
+        selection=Selection(
+            limit=recipe.quantize.images, seed=recipe.seed, sampler=recipe.quantize.sampler, model=model
+        ),
         progress=progress,
     )
 

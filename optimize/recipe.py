@@ -7,11 +7,12 @@ init` writes `TEMPLATE`, which holds every key with its default, and a test hold
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from agent.bundle.manifest import NAME_PATTERN, PolicySpec, Severity
+from agent.bundle.manifest import NAME_PATTERN, PolicySpec, Resize, Severity
 from agent.config import config_from_mapping, read_yaml
 from agent.errors import BundleError, ConfigError
 from optimize.errors import RecipeError
@@ -21,9 +22,11 @@ __all__ = [
     "TEMPLATE",
     "ClassRecipe",
     "PolicyRecipe",
+    "PreprocessRecipe",
     "QuantizeRecipe",
     "Recipe",
     "bundle_name",
+    "preprocess_from_mapping",
     "read_recipe",
     "with_flags",
 ]
@@ -68,18 +71,59 @@ class QuantizeRecipe:
     """How the INT8 graph is made; see `optimize.quantize.QuantizeOptions`.
 
     Attributes:
-        method: how ranges are found.
+        method: how ranges are found; `auto` measures per tensor which of the others disturbs the outputs least.
         percentile: share of values that `percentile` keeps, in percent.
-        weight_bits: 7 is right on every CPU; 8 is a little finer, but on x86 without VNNI sums saturate.
-        images: at most so many calibration images, dealt evenly over the classes.
+        equalize: `auto` makes channels equally loud where that is measured to help; `none` leaves them.
+        correction: `weights` fits weights and biases layer by layer; `full`, `fast` biases only; `none` rounds.
+        weight_bits: 8; kept from saturating on x86 without VNNI, so it is right on every CPU. 7 is coarser.
+        images: at most so many calibration images, divided evenly over the classes.
+        sampler: which of a class, when there are more: `kcentre` spreads them over what there is to see, `even` takes
+            any; `auto` is `kcentre`, in a very big folder among some thousands.
+        max_float_layers: at most so many layers are put back to float to hold `max_drop_points`.
         cpu_graph: which graph a CPU runs: `auto` takes INT8 where it is faster here and good enough, else FP32.
     """
 
-    method: Literal["minmax", "percentile", "entropy"] = "minmax"
+    method: Literal["auto", "minmax", "percentile", "mse", "kl"] = "auto"
     percentile: float = _key(99.99, low=90, high=100)
-    weight_bits: Literal[7, 8] = 7
-    images: int = _key(512, low=8, high=100_000)
+    equalize: Literal["auto", "none"] = "auto"
+    correction: Literal["weights", "full", "fast", "none"] = "weights"
+    weight_bits: Literal[7, 8] = 8
+    images: int = _key(300, low=8, high=100_000)
+    sampler: Literal["auto", "even", "kcentre"] = "auto"
+    max_float_layers: int = _key(12, low=0, high=1000)
     cpu_graph: Literal["auto", "int8", "fp32"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessRecipe:
+    """What a float model from elsewhere was trained to be fed: `(byte * scale - mean) / std` for every pixel.
+
+    Attributes:
+        scale: what a byte is multiplied with; 1/255 gives 0 to 1. A fraction may be written as such.
+        mean: taken off, in units of the scaled picture: one number, or one per channel in the model's own order.
+        std: divided by, in the same units: one number, or one per channel in the model's own order.
+        colour: the model's channel order; `grey` is 0.299 R + 0.587 G + 0.114 B, on every channel that it has.
+        layout: `auto` tells nchw and nhwc apart by where the 1 or 3 channels stand.
+        size: width and height in pixels of a model that leaves them open; empty takes the model's.
+        resize: `stretch` changes the aspect ratio, `letterbox` keeps it and pads.
+        pad_value: grey level 0 to 255 of the padding (letterbox).
+    """
+
+    scale: float = _key(1 / 255, low=1e-9, high=1e9)
+    mean: tuple[float, ...] = _key((0.0,), low=-1e9, high=1e9)
+    std: tuple[float, ...] = _key((1.0,), low=1e-9, high=1e9)
+    colour: Literal["rgb", "bgr", "grey"] = "rgb"
+    layout: Literal["auto", "nchw", "nhwc"] = "auto"
+    size: tuple[int, ...] = _key((), low=8, high=4096)
+    resize: Resize = "stretch"
+    pad_value: int = _key(128, low=0, high=255)
+
+    def __post_init__(self) -> None:
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) not in (1, 3):
+                raise ConfigError(f"preprocess.{key}: got {len(getattr(self, key))} numbers, expected 1, or 3")
+        if len(self.size) not in (0, 2):
+            raise ConfigError(f"preprocess.size: got {list(self.size)}, expected [width, height]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +139,10 @@ class Recipe:
         val: labelled images for measuring, in place of those in `data`.
         out: the bundle to write; empty is NAME-VERSION.defect in the working directory.
         classes: names and severities; empty takes the model's, `ok`-like names as ok and all others as major.
+        preprocess: what a float model from elsewhere was trained to be fed; empty for our own, which holds it inside.
         policy: decision limits.
         max_drop_points: largest loss of accuracy from FP32 to INT8, in percentage points; empty sets no gate.
+        targets: whose INT8 graphs are made: `cpu` (always), `trt` (TensorRT, a Jetson).
         quantize: how the INT8 graph is made.
         seed: for every choice that chance makes.
         threads: CPU threads of one inference, while measuring.
@@ -110,8 +156,10 @@ class Recipe:
     val: Path | None = None
     out: Path | None = None
     classes: tuple[ClassRecipe, ...] = ()
+    preprocess: PreprocessRecipe | None = None
     policy: PolicyRecipe = PolicyRecipe()
     max_drop_points: float | None = _key(None, low=0, high=100)
+    targets: tuple[Literal["cpu", "trt"], ...] = ("cpu", "trt")
     quantize: QuantizeRecipe = QuantizeRecipe()
     seed: int = _key(0, low=0, high=2**32 - 1)
     threads: int = _key(1, low=1, high=256)
@@ -143,7 +191,7 @@ def read_recipe(folder: Path) -> Recipe:
     try:
         # An empty file, or one with comments only, is a recipe that leaves every key out.
         raw = {} if not _has_content(path) else read_yaml(path)
-        recipe = config_from_mapping(Recipe, raw, source=path)
+        recipe = config_from_mapping(Recipe, _with_plain_numbers(raw), source=path)
     except ConfigError as error:
         raise RecipeError(error.message, hint=_HINT) from error
     names = [entry.name for entry in recipe.classes]
@@ -152,6 +200,41 @@ def read_recipe(folder: Path) -> Recipe:
         raise RecipeError(f"{path}: classes: {twice!r} stands twice", hint=_HINT)
     recipe.policy_spec()
     return recipe
+
+
+def preprocess_from_mapping(raw: Any, *, source: Path) -> PreprocessRecipe:
+    """Read the section from elsewhere than a recipe: a model's metadata may hold it as JSON.
+
+    Args:
+        raw: what was read; refused if it is no mapping.
+        source: what messages call it.
+
+    Raises:
+        ConfigError: a key, type or value that we don't know.
+    """
+    return config_from_mapping(PreprocessRecipe, _with_plain_numbers({"preprocess": raw})["preprocess"], source=source)
+
+
+def _with_plain_numbers(raw: dict[str, Any]) -> dict[str, Any]:
+    """`scale: 1/255` as a number, and a lone mean or std as a list of one: people write them so."""
+    section = raw.get("preprocess")
+    if not isinstance(section, dict):
+        return raw
+    plain = {key: _number(value) for key, value in section.items()}
+    for key in ("mean", "std"):
+        if key in plain:
+            values = plain[key] if isinstance(plain[key], list) else [plain[key]]
+            plain[key] = [_number(value) for value in values]
+    return {**raw, "preprocess": plain}
+
+
+def _number(value: Any) -> Any:
+    """The value of a fraction such as `1/255`; everything else as it came."""
+    parts = re.fullmatch(r"\s*([0-9.]+)\s*/\s*([0-9.]+)\s*", value) if isinstance(value, str) else None
+    try:
+        return value if parts is None else float(parts[1]) / float(parts[2])
+    except (ValueError, ZeroDivisionError):
+        return value
 
 
 def with_flags(recipe: Recipe, flags: Mapping[str, tuple[str, Any]]) -> Recipe:
@@ -206,17 +289,34 @@ classes: []              # names with severity (ok, minor, major, critical); emp
 #  - {name: ok, severity: ok}
 #  - {name: scratch, severity: major}
 
+preprocess: null         # for a float model from elsewhere: what it was trained to be fed, per channel if it differs
+#preprocess:             # (byte * scale - mean) / std; our own models hold it inside and need none of this
+#  scale: 1/255          # a byte times this; 1/255 gives 0 to 1
+#  mean: [0.0]           # taken off, in units of the scaled picture; one number, or one per channel of the model
+#  std: [1.0]            # divided by, the same
+#  colour: rgb           # the model's channels: rgb, bgr, grey
+#  layout: auto          # nchw, nhwc; auto looks where the 1 or 3 channels stand
+#  size: []              # [width, height] in pixels, where the model leaves them open
+#  resize: stretch       # stretch changes the aspect ratio, letterbox keeps it and pads
+#  pad_value: 128        # grey level of the padding (letterbox)
+
 policy:                  # limits on the defect score, 0 to 1: 1 minus the probability that the part is good
   defect_above: 0.5      # from here a part is a defect
   review_above: 0.2      # from here a person looks at it
 
 max_drop_points: null    # largest loss of accuracy from FP32 to INT8, in percentage points; empty sets no gate
 
+targets: [cpu, trt]      # whose INT8 graphs are made: cpu (always), trt (TensorRT, a Jetson)
+
 quantize:
-  method: minmax         # how ranges are found: minmax, percentile, entropy
+  method: auto           # how ranges are found: minmax, percentile, mse, kl; auto measures which is best, per tensor
   percentile: 99.99      # share of values that `percentile` keeps, in percent
-  weight_bits: 7         # 7 is right on every CPU; 8 is a little finer, but saturates on x86 without VNNI
-  images: 512            # at most so many calibration images, dealt evenly over the classes
+  equalize: auto         # make channels equally loud where that is measured to help; none
+  correction: weights    # weights and biases fitted layer by layer; full, fast (biases only); none
+  weight_bits: 8         # 8 is kept from saturating on CPUs without VNNI; 7 is coarser and needs no such care
+  images: 300            # at most so many calibration images, divided evenly over the classes
+  sampler: auto          # which of a class: kcentre spreads them over what there is to see, even takes any; or auto
+  max_float_layers: 12   # at most so many layers are put back to float to hold max_drop_points
   cpu_graph: auto        # auto takes INT8 where it is faster here and good enough, else FP32; int8 or fp32 insists
 
 seed: 0                  # for every choice that chance makes

@@ -1,4 +1,4 @@
-"""Train a small network from scratch, so that the same seed gives the same weights, interrupted or not.
+"""Train a small network, so that the same seed gives the same weights, interrupted or not.
 
 ```text
 pictures (uint8, in memory) ─ augment ─ mix ─ network ─ weighted cross-entropy ─ SGD, warm-up and cosine
@@ -28,14 +28,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agent.bundle.manifest import InputSpec
-from optimize.augment import Augmentation, augment
+from optimize.augment import augment
 from optimize.checkpoint import Checkpoint
 from optimize.dataset import Dataset, data_digest
 from optimize.errors import OptimizeError
 from optimize.export import Parity, check_parity, export_onnx, normalize, write_atomically
-from optimize.networks import architecture, build_network
+from optimize.networks import build_network
 from optimize.networks.classifier import Classifier
+from optimize.pretrained import Pretrained, WeightsOrigin, read_weights, scratch_notice
+from optimize.train_config import TrainConfig
 from optimize.trainset import Pictures, fitted_pictures, raw_pictures, train_and_val
 from optimize.validation import Validation, validate
 
@@ -43,79 +44,6 @@ __all__ = ["EpochRecord", "Progress", "TrainConfig", "TrainResult", "train"]
 
 PARITY_PICTURES = 16
 WARM_UP = 0.1  # share of the schedule over which the learning rate rises
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """The recipe; the defaults are the one that was measured on NEU steel.
-
-    Attributes:
-        arch: a name from `optimize.networks.ARCHITECTURES`.
-        epochs: passes over the training images, at least 1; None takes the architecture's.
-        batch: images per step, at least 2.
-        lr: highest learning rate, reached after the warm-up; it then falls to 0 along a cosine. None takes the
-            architecture's.
-        size_px: input width and height; None takes the architecture's.
-        seed: decides weights, order and augmentation.
-        minutes: time budget; the schedule is shortened to end within it. None: no limit. A run that had to be shortened
-            depends on the machine's speed, not on the seed alone.
-        threads: CPU threads; 0 is one per core (or OMP_NUM_THREADS). Weights depend on it in their last bits.
-        patience: epochs without a better val result before stopping.
-        weight_decay: on convolutions and the linear layer, not on norms and biases.
-        label_smoothing: share of each target that is spread over all classes.
-        mixup: half of the batches are blended, by a share from beta(mixup, mixup); 0 blends none.
-        average: how much the running average of the weights keeps per step.
-        small_until: share of the schedule that runs at three quarters of the size, in half the time per epoch.
-        augmentation: how pictures are changed.
-    """
-
-    arch: str = "resnet18"
-    epochs: int | None = None
-    batch: int = 32
-    lr: float | None = None
-    size_px: int | None = None
-    seed: int = 0
-    minutes: float | None = None
-    threads: int = 0
-    patience: int = 30
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    mixup: float = 0.2
-    average: float = 0.99
-    small_until: float = 0.45
-    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
-
-    def __post_init__(self) -> None:
-        _at_least("epochs", self.schedule, 1)
-        _at_least("batch", self.batch, 2)
-        _at_least("size", self.size, 32, 4096)
-        _at_least("seed", self.seed, 0)
-        _at_least("threads", self.threads, 0)
-        _at_least("patience", self.patience, 1)
-        if not 0 < self.peak_lr <= 100:
-            raise OptimizeError(f"lr: got {self.lr}, expected more than 0, at most 100", hint="0.1 is a good start")
-        if self.minutes is not None and not self.minutes > 0:
-            raise OptimizeError(f"minutes: got {self.minutes}, expected more than 0")
-
-    @property
-    def schedule(self) -> int:
-        """Length of the schedule in epochs."""
-        return architecture(self.arch).epochs if self.epochs is None else self.epochs
-
-    @property
-    def peak_lr(self) -> float:
-        """Highest learning rate."""
-        return architecture(self.arch).lr if self.lr is None else self.lr
-
-    @property
-    def size(self) -> int:
-        """Input width and height in pixels."""
-        return architecture(self.arch).size_px if self.size_px is None else self.size_px
-
-    @property
-    def spec(self) -> InputSpec:
-        """The exported graph's input."""
-        return InputSpec(width_px=self.size, height_px=self.size, resize="stretch")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +111,7 @@ class TrainResult:
         notices: what the user should know, in sentences.
         seconds: wall time of all epochs, those before an interruption too.
         resumed_at: the epoch that an earlier run had reached, 0 for a fresh start.
+        origin: the published weights that it started from; None from scratch.
     """
 
     config: TrainConfig
@@ -201,6 +130,7 @@ class TrainResult:
     notices: tuple[str, ...]
     seconds: float
     resumed_at: int
+    origin: WeightsOrigin | None
 
 
 def train(
@@ -227,19 +157,21 @@ def train(
 
     Raises:
         DataError: images, labels or splits that can't be trained on.
+        ModelError: the published weights can't be used.
         OptimizeError: the loss is no number any more, or the checkpoint belongs to another run.
     """
     if out.is_dir():
         raise OptimizeError(f"out: {out} is a folder, expected a file", hint=f"--out {out / 'model.onnx'}")
+    pretrained = None if config.weights is None else read_weights(config.weights, config.arch)
     parts, notices = train_and_val(dataset, config.seed)
     digest = data_digest(dataclasses.replace(dataset, samples=parts["train"].samples + parts["val"].samples))
     folder = workdir or out.with_name(f"{out.name}.train")
-    checkpoint = Checkpoint(folder / "checkpoint.pt", _run_of(config, digest))
+    checkpoint = Checkpoint(folder / "checkpoint.pt", _run_of(config, digest, pretrained))
     if is_fresh:
         checkpoint.forget()
     with _threads(config.threads):
         pictures, val = raw_pictures(parts["train"], config.size), fitted_pictures(parts["val"], config.spec)
-        run = _Run(config, pictures, val, dataset.classes)
+        run = _Run(config, pictures, val, dataset.classes, pretrained)
         resumed_at = run.restore(checkpoint.load())
         while run.stopped is None:
             run.epoch(progress or (lambda _: None))
@@ -259,9 +191,10 @@ def train(
         stopped=run.stopped,
         data_sha256=digest,
         files={name: tuple(sample.file for sample in part) for name, part in parts.items()},
-        notices=notices,
+        notices=notices + scratch_notice(config),
         seconds=run.seconds,
         resumed_at=resumed_at,
+        origin=pretrained.origin if pretrained else None,
     )
 
 
@@ -289,11 +222,20 @@ def _export(run: _Run, out: Path, unproven: Path) -> tuple[str, Parity]:
 class _Run:
     """A training run between two epochs; all that changes is in `state`."""
 
-    def __init__(self, config: TrainConfig, pictures: Pictures, val: Pictures, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        pictures: Pictures,
+        val: Pictures,
+        classes: tuple[str, ...],
+        pretrained: Pretrained | None,
+    ) -> None:
         torch.manual_seed(config.seed)
         self.config, self.pictures, self.val, self.classes = config, pictures, val, classes
         self.channels = 1 if pictures.is_grey and val.is_grey else 3
         self.network = _channels_last(build_network(config.arch, len(classes), in_channels=self.channels))
+        if pretrained is not None:
+            pretrained.copy_to(self.network)
         self.averaged = copy.deepcopy(self.network).eval()
         self.optimizer = _optimizer(self.network, config)
         counts = np.bincount(pictures.targets, minlength=len(classes))
@@ -466,9 +408,10 @@ class _Run:
         return min(left, max(1.0, seconds_needed / seconds_left))
 
 
-def _run_of(config: TrainConfig, digest: str) -> dict[str, str]:
+def _run_of(config: TrainConfig, digest: str, pretrained: Pretrained | None) -> dict[str, str]:
     """What a checkpoint must agree on; what only ends a run sooner or later, or makes it faster, may change."""
     recipe = dataclasses.asdict(config) | {"size_px": config.size, "epochs": config.schedule, "lr": config.peak_lr}
+    recipe["weights"] = pretrained.origin.sha256[:16] if pretrained else "none"
     for key in ("minutes", "patience", "threads"):
         del recipe[key]
     return {key: str(value) for key, value in recipe.items()} | {"images": digest[:16]}
@@ -493,8 +436,3 @@ def _optimizer(network: Classifier, config: TrainConfig) -> torch.optim.Optimize
     others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=config.peak_lr, momentum=0.9, nesterov=True)
-
-
-def _at_least(name: str, value: int, lowest: int, highest: int = 2**31 - 1) -> None:
-    if not lowest <= value <= highest:
-        raise OptimizeError(f"{name}: got {value}, expected {lowest} to {highest}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,16 +24,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boot", action="store_true", help="boot a real systemd in a container (root)")
 
 
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+NEEDS: dict[str, tuple[Callable[[], object], str]] = {
+    "torch": (lambda: _has("torch"), "needs PyTorch: pip install -e '.[train]'"),
+    "tensorrt": (lambda: _has("tensorrt_rtx"), "needs TensorRT-RTX (x86-64 Linux): pip install -e '.[trt-test]'"),
+    "mosquitto": (
+        lambda: shutil.which("mosquitto") and shutil.which("mosquitto_sub"),
+        "needs mosquitto: apt install mosquitto mosquitto-clients",
+    ),
+    "shared": (SHARED.is_dir, f"needs the images in {SHARED}"),
+    "systemd": (lambda: shutil.which("systemd-analyze"), "needs systemd-analyze: apt install systemd"),
+}
+"""Marker to what tells whether its tests can run here, and what to say when they can't."""
+
+
 def _why_not(item: pytest.Item) -> str | None:
     """The reason why a marked test can't run here, or None."""
-    if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
-        return "needs PyTorch: pip install -e '.[train]'"
-    if item.get_closest_marker("mosquitto") and not (shutil.which("mosquitto") and shutil.which("mosquitto_sub")):
-        return "needs mosquitto: apt install mosquitto mosquitto-clients"
-    if item.get_closest_marker("shared") and not SHARED.is_dir():
-        return f"needs the images in {SHARED}"
-    if item.get_closest_marker("systemd") and not shutil.which("systemd-analyze"):
-        return "needs systemd-analyze: apt install systemd"
+    for marker, (is_there, reason) in NEEDS.items():
+        if item.get_closest_marker(marker) and not is_there():
+            return reason
     if item.get_closest_marker("boot") and not item.config.getoption("--boot"):
         return "opt-in: tools/test --boot"
     return None

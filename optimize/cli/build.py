@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
     from optimize.build import BuildReport
+    from optimize.quantize.place import Target
     from optimize.recipe import Recipe
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
@@ -22,13 +24,15 @@ EPILOG = """examples:
   defect-opt build --int8 --calib calib/
   defect-opt build --int8 --model model.onnx --data NEU --calib NEU --out neu.defect --json
   defect-opt build --int8 --model model.onnx --data parts/ --calib line3/ --max-drop 0.5 --name line3 --version 1.2.0
+  defect-opt build --int8 --model bought.onnx --data parts/ --calib line3/     # `preprocess:` in defect-opt.yaml
 
 What is not given comes from defect-opt.yaml in the working directory, then from defaults. Where a folder has splits,
 --calib takes its calib split and --data its val split; the test split is never opened but to see that no calibration
 image is in it. Exit code 1: the bundle was written, but INT8 loses more than --max-drop allows.
 """
 
-TARGETS_LATER = frozenset({"jetson", "tensorrt", "trt"})
+NAMES = {"cpu": "INT8 for CPUs", "trt": "INT8 for TensorRT"}
+TARGETS = {"cpu": "cpu", "jetson": "trt", "tensorrt": "trt", "trt": "trt"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="FILE", help="the bundle to write (NAME-VERSION.defect)")
     add("--seed", type=int, metavar="N", help="for every choice that chance makes (0)")
     add("--threads", type=int, metavar="N", help="CPU threads of one inference while measuring (1)")
-    add("--target", default="cpu", metavar="T", help="cpu (jetson comes with a later release)")
+    add("--target", metavar="T,…", help="whose INT8 graphs: cpu, jetson (or tensorrt); both unless told otherwise")
     add("--json", action="store_true", help="one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """Build, print the report, and say whether the gate holds."""
-    _check_target(args.target)
+    targets = _targets(args.target)
     if not args.int8:
         raise OptimizeError("build: nothing to do without --int8", hint="defect-opt build --int8 --calib DIR")
     from optimize.build import build
@@ -60,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     from optimize.recipe import read_recipe, with_flags
 
     recipe = with_flags(read_recipe(Path.cwd()), _flags(args))
+    if targets is not None:
+        recipe = dataclasses.replace(recipe, targets=targets)
     with open_progress() as progress:
         report = build(gather(recipe, progress=progress), progress=progress)
     if args.json:
@@ -69,16 +75,16 @@ def run(args: argparse.Namespace) -> int:
     return DONE if report else FAILED
 
 
-def _check_target(text: str) -> None:
-    targets = [target.strip().lower() for target in text.split(",")]
-    later = sorted(set(targets) & TARGETS_LATER)
-    if later:
-        raise OptimizeError(
-            f"--target {text}: INT8 for {', '.join(later)} (TensorRT) comes with a later release",
-            hint="--target cpu makes a bundle that runs on every CPU, a Jetson's too",
-        )
-    if targets != ["cpu"]:
-        raise OptimizeError(f"--target: got {text!r}, expected cpu")
+def _targets(text: str | None) -> tuple[Target, ...] | None:
+    """The recipe's names of what --target names; a CPU's graph is always made, as every device can fall back to it."""
+    if text is None:
+        return None
+    named = [target.strip().lower() for target in text.split(",")]
+    strange = sorted(set(named) - set(TARGETS))
+    if strange:
+        raise OptimizeError(f"--target: got {', '.join(strange)!r}, expected some of {', '.join(TARGETS)}")
+    both: tuple[Target, ...] = ("cpu", "trt")
+    return both if any(TARGETS[name] == "trt" for name in named) else both[:1]
 
 
 def _flags(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
@@ -98,36 +104,62 @@ def _flags(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
 
 
 def _lines(report: BuildReport, recipe: Recipe) -> Iterator[str]:
-    fp32, int8, manifest = report.fp32, report.int8, report.bundle.manifest
-    sizes, latency = report.size_bytes, report.latency_ms
+    manifest = report.bundle.manifest
     yield f"{report.bundle.path}  ({manifest.name} {manifest.version}, {len(report.bundle.entries)} files)"
     yield ""
-    width = 2 + max(20, *(len(f"recall {name}") + 2 for name in fp32.classes))
-    yield f"{'':{width}}{'FP32':>12}{'INT8':>12}"
-    yield (
-        f"{f'accuracy on {fp32.n} val':{width}}{fp32.accuracy:>12.2%}{int8.accuracy:>12.2%}   "
-        f"{_drop(report.drop_points)}"
-    )
-    for name in fp32.classes:
-        rates = _rate(fp32.per_class[name].recall) + _rate(int8.per_class[name].recall)
-        yield f"  {f'recall {name}':{width - 2}}{rates}"
-    yield (
-        f"{'latency, median':{width}}{latency['fp32']:>9.2f} ms{latency['int8']:>9.2f} ms   "
-        f"{report.speedup:.2f} times as fast"
-    )
-    yield (
-        f"{'size':{width}}{sizes['fp32'] / 1e6:>9.2f} MB{sizes['int8'] / 1e6:>9.2f} MB   "
-        f"{sizes['fp32'] / sizes['int8']:.1f} times smaller"
-    )
+    yield from _table(report)
     yield f"measured on {report.machine}"
-    yield f"left in float: {', '.join(layer.name for layer in report.float_layers) or 'nothing'}"
+    for target, found in report.fitted.items():
+        layers = found.integer.plan.layers
+        back = [] if found.result is None else found.result.in_float
+        moved = f", {', '.join(back)} put back to float for the budget" if back else ""
+        yield f"{NAMES[target]}: {len(layers)} layers in INT8, {found.loss.snr_db:.1f} dB against float{moved}"
+    yield f"left in float: {', '.join(layer.name for layer in report.fitted['cpu'].integer.float_layers) or 'nothing'}"
+    if report.growing:
+        more = ", …" if len(report.growing) > 3 else ""
+        yield (
+            f"{len(report.growing)} ranges still grow with more calibration pictures "
+            f"({', '.join(report.growing[:3])}{more}): more of them, and more different ones, would help"
+        )
     yield f"a CPU runs: {'INT8' if manifest.cpu_graph == 'cpu' else 'FP32'} ({report.cpu_graph_why})"
+    if "trt" in report.fitted:
+        yield "a Jetson compiles model.trt.onnx on the device; no engine is in the bundle"
     yield f"gate: {'passed' if manifest.gate_passed else 'FAILED: ' + '; '.join(manifest.gate_reasons)}"
     for warning in report.warnings:
         yield f"warning: {warning}"
     yield ""
     data = recipe.data or recipe.val
     yield f"Next: defect-opt evaluate {report.bundle.path} --data {data}{' --split test' if recipe.data else ''}"
+
+
+def _table(report: BuildReport) -> Iterator[str]:
+    cards, sizes, latency = report.cards, report.size_bytes, report.latency_ms
+    fp32, trt = cards.get("fp32"), report.fitted.get("trt")
+    width = 22 if fp32 is None else 2 + max(20, *(len(f"recall {name}") + 2 for name in fp32.classes))
+    yield f"{'':{width}}{'FP32':>12}{'INT8':>12}{'TensorRT' if trt else '':>12}"
+    if fp32 is None:
+        kept = [found.loss.kept.share_given for found in report.fitted.values() if found.loss.kept is not None]
+        yield f"{'detections kept':{width}}{1:>12.2%}" + "".join(f"{share:>12.2%}" for share in kept)
+    else:
+        int8 = cards["cpu"]
+        third = _rate(None if trt is None else trt.loss.accuracy) if trt else ""
+        yield (
+            f"{f'accuracy on {fp32.n} val':{width}}{fp32.accuracy:>12.2%}{int8.accuracy:>12.2%}{third}   "
+            f"{_drop(report.drop_points)}"
+        )
+        for name in fp32.classes:
+            rates = _rate(fp32.per_class[name].recall) + _rate(int8.per_class[name].recall)
+            yield f"  {f'recall {name}':{width - 2}}{rates}"
+    on_device = f"{'on device':>12}" if trt else ""
+    yield (
+        f"{'latency, median':{width}}{latency['fp32']:>9.2f} ms{latency['int8']:>9.2f} ms{on_device}   "
+        f"{report.speedup:.2f} times as fast"
+    )
+    third = f"{sizes['trt'] / 1e6:>9.2f} MB" if trt else ""
+    yield (
+        f"{'size':{width}}{sizes['fp32'] / 1e6:>9.2f} MB{sizes['int8'] / 1e6:>9.2f} MB{third}   "
+        f"{sizes['fp32'] / sizes['int8']:.1f} times smaller"
+    )
 
 
 def _drop(points: float) -> str:

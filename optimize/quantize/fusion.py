@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimize.quantize.graph import COMPUTE, Graph
+from optimize.quantize.graph import COMPUTE, HEAD_REASON, Graph
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FloatLayer", "Fusion", "fuse"]
+__all__ = ["HEAD_REASON", "FloatLayer", "Fusion", "fuse"]
 
-HEAD_REASON = "head: behind the last convolution it costs next to nothing, and it decides the scores"
 NO_KERNEL_REASON = "ONNX Runtime did not fuse it into an integer kernel: a neighbour has none"
 
 

@@ -7,18 +7,51 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["COMPUTE", "Graph", "Zones", "metadata_of", "opset_of", "shape_of", "zones"]
+__all__ = ["COMPUTE", "HEAD_REASON", "Graph", "Zones", "is_float", "metadata_of", "opset_of", "shape_of", "zones"]
 
 COMPUTE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"})
 """Operators whose cost is multiplications with weights; `Fused…` are ONNX Runtime's own after optimization."""
 
 FUSES_BACKWARDS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Add", "Mul"})
-"""What ONNX Runtime joins, in INT8, to the convolution before it: it belongs to the body, not to the head."""
+"""What ONNX Runtime joins, in INT8, to the convolution before it: it belongs to the body where features follow."""
+
+
+LAYOUT = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Cast"})
+"""Operators that move values and change none."""
+
+POOLINGS = frozenset({"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "ReduceMean"})
+"""What makes few values of a picture of features; no detector decodes with it. MaxPool is missing: CenterNet does."""
+
+CHOICES = frozenset({"NonMaxSuppression", "TopK", "RoiAlign"})
+"""Operators that choose among boxes; what follows works on boxes that were decoded already."""
+
+MIN_BINS = 4
+"""Fewer weights may be evenly spaced by chance."""
+
+HEAD_REASON = "head: behind the last convolution it costs next to nothing, and it decides the scores"
+OUTPUT_LAYER_REASON = "head: the last convolution of a branch; it costs next to nothing, and gives raw boxes or scores"
+
+DECODING_REASONS = (
+    (
+        frozenset({"Concat"}),
+        "head: joins what belongs to different units; with one INT8 scale for boxes in pixels every score would be 0",
+    ),
+    (
+        frozenset({"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Exp", "Relu", "Softplus", "Tanh", "Sqrt"}),
+        "head: makes scores or lengths of raw values, and INT8 has only 256 of them",
+    ),
+    (CHOICES | {"ArgMax", "ReduceMax", "MaxPool", "Greater"}, "head: compares scores, and INT8 makes ties"),
+    (
+        frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Clip", "MatMul"}),
+        "head: computes boxes in pixels or scores, and one step of INT8 would be several pixels",
+    ),
+    (LAYOUT | {"Gather", "GatherElements", "GatherND", "Shape"}, "head: moves raw boxes and scores, which stay float"),
+)
 
 
 class Graph:
@@ -89,40 +122,109 @@ class Zones:
 
     Attributes:
         preamble: before it: casts, normalization, layout.
-        head: behind the last convolution on the way to the logits: pooling, linear layer, activation maps.
+        head: stays float: what makes the outputs of the last features. Of a classifier pooling, linear layer and
+            activation maps; of a detector the output layers and all of the decoding behind them.
+        output_layers: those of the head that are the last convolutions of a branch: raw boxes, raw scores, masks.
+        reasons: why each node of the head stays float, in words.
     """
 
     preamble: frozenset[str]
     head: frozenset[str]
+    output_layers: frozenset[str] = frozenset()
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def zones(graph: Graph, logits: str) -> Zones:
-    """Find the preamble and the head of a classifier.
+def zones(graph: Graph, outputs: str | Sequence[str]) -> Zones:
+    """Find the preamble and the head.
 
-    A convolution over a single pixel (a linear layer in disguise, after pooling) counts as head. A graph without
-    convolutions has no head: all of it is body.
+    Features are what convolutions make for other layers with learned weights, or for pooling. The head is what lies
+    behind the last of them: a convolution whose output is only reshaped, decoded and joined from there on is an output
+    layer and part of it. So is a convolution over a single pixel (a linear layer in disguise, after pooling), the
+    fixed weighted mean of a distribution (DFL), and whatever comes after a choice among boxes. An activation, or the
+    residual addition, behind the last features is not, nor is a squeeze-and-excite block: its product is features. A
+    graph without convolutions has no head: all of it is body.
 
     Args:
         graph: a float graph with inferred shapes.
-        logits: the output that the classes are read from.
+        outputs: what is read: the logits of a classifier, every output of a detector.
     """
     before = {name for node in _before_compute(graph) for name in node.output[:1]}
-    way = graph.upstream([logits])
-    body = [n for n in graph.nodes if n.op_type in ("Conv", "ConvTranspose") and n.output[0] in way]
-    body = [n for n in body if not _is_one_pixel(graph.model, n.output[0])]
-    if not body:
+    way = graph.upstream([outputs] if isinstance(outputs, str) else outputs)
+    chosen = graph.downstream(out for node in graph.nodes if node.op_type in CHOICES for out in node.output)
+    features = {n.output[0] for n in graph.nodes if n.output[0] in way - chosen and _makes_features(graph, n)}
+    if not features:
         return Zones(preamble=frozenset(before), head=frozenset())
-    ahead_of_body = {name for node in body for name in graph.upstream(node.input)}
-    head: set[str] = set()
+    ahead = graph.upstream(name for first in features if (n := graph.maker(first)) for name in n.input)
+    output_layers = {first for first in features - ahead if _is_output_layer(graph, first, chosen)}
+    decoding = graph.downstream(output_layers)
+    reasons: dict[str, str] = {}
+    in_front = before | ahead
     for node in graph.nodes:
         first = node.output[0]
-        if first in before or first in ahead_of_body or node.op_type == "Constant":
+        if first in in_front or node.op_type == "Constant":
             continue
-        is_last_convolution = node in body
-        follows_head = any((m := graph.maker(name)) and m.output[0] in head for name in node.input)
-        if follows_head or not (is_last_convolution or node.op_type in FUSES_BACKWARDS):
-            head.add(first)
-    return Zones(preamble=frozenset(before), head=frozenset(head))
+        if first in output_layers:
+            reasons[first] = OUTPUT_LAYER_REASON
+        elif first not in features and not _is_tail(graph, node, reasons):
+            reasons[first] = _reason(graph, node) if first in decoding else HEAD_REASON
+    return Zones(
+        preamble=frozenset(before),
+        head=frozenset(reasons),
+        output_layers=frozenset(output_layers),
+        reasons=reasons,
+    )
+
+
+def _makes_features(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether it is a convolution over a picture, or the product that ends a squeeze-and-excite block."""
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return not (_is_one_pixel(graph.model, node.output[0]) or _is_fixed_mean(graph, node))
+    if node.op_type != "Mul" or any(graph.constant(name) is not None for name in node.input):
+        return False
+    gates = [name for name in node.input if _is_one_pixel(graph.model, name)]
+    return len(gates) == 1 and not _is_one_pixel(graph.model, node.output[0])
+
+
+def _is_fixed_mean(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether it only takes the mean of distributions: fixed, evenly spaced weights, or probabilities as its input."""
+    import numpy as np
+
+    weights = graph.constant(node.input[1])
+    if weights is not None and weights.size >= MIN_BINS and weights.size == max(weights.shape):
+        steps = np.diff(weights.reshape(-1).astype(np.float64))
+        if steps[0] > 0 and np.allclose(steps, steps[0], rtol=1e-3):
+            return True
+    maker = graph.maker(node.input[0])
+    while maker is not None and maker.op_type in LAYOUT:
+        maker = graph.maker(maker.input[0])
+    return maker is not None and maker.op_type == "Softmax"
+
+
+def _is_output_layer(graph: Graph, last: str, chosen: Container[str]) -> bool:
+    """Whether nothing behind a last convolution pools it or multiplies it with learned weights, up to a choice."""
+    behind = [node for name in graph.downstream([last]) for node in graph.readers(name)]
+    behind = [node for node in behind if node.output[0] not in chosen]
+    return not any(node.op_type in POOLINGS or _is_learned(graph, node) for node in behind)
+
+
+def _is_learned(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether it multiplies with learned weights; the 4 x 4 matrix that turns one form of box into another is none."""
+    if node.op_type not in COMPUTE or _is_fixed_mean(graph, node):
+        return False
+    weights = graph.constant(node.input[1])
+    return weights is not None and weights.shape[-2:] != (4, 4)
+
+
+def _is_tail(graph: Graph, node: onnx.NodeProto, head: Container[str]) -> bool:
+    """Whether a node behind the last features fuses with the convolution that made them."""
+    makers = [maker for name in node.input if (maker := graph.maker(name)) is not None]
+    return node.op_type in FUSES_BACKWARDS and not any(maker.output[0] in head for maker in makers)
+
+
+def _reason(graph: Graph, node: onnx.NodeProto) -> str:
+    if node.op_type in COMPUTE and _is_fixed_mean(graph, node):
+        return "head: the mean of a distribution over fixed distances (DFL), not learned; INT8 would move boxes"
+    return next((why for kinds, why in DECODING_REASONS if node.op_type in kinds), HEAD_REASON)
 
 
 def _before_compute(graph: Graph) -> Iterator[onnx.NodeProto]:
@@ -145,6 +247,15 @@ def shape_of(model: onnx.ModelProto, tensor: str) -> tuple[int | str, ...] | Non
                 dims = value.type.tensor_type.shape.dim
                 return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims)
     return None
+
+
+def is_float(model: onnx.ModelProto, tensor: str) -> bool:
+    """Whether a tensor is known to hold float32."""
+    from onnx import TensorProto
+
+    groups = (model.graph.value_info, model.graph.output, model.graph.input)
+    found = (value for group in groups for value in group if value.name == tensor)
+    return any(value.type.tensor_type.elem_type == TensorProto.FLOAT for value in found)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -13,7 +13,7 @@ from optimize.quantize.graph import COMPUTE, Graph, metadata_of, opset_of, shape
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["GraphSummary", "Port", "summarize"]
+__all__ = ["GraphSummary", "Port", "macs_of", "summarize"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,13 +124,22 @@ def _layers(graph: Graph) -> Iterator[_Layer]:
             continue
         yield _Layer(
             parameters=sum(math.prod(shape) for shape in shapes if shape is not None),
-            macs=_macs(graph, node, shapes[0]),
+            macs=macs_of(graph, node, shapes[0]),
             is_int8=all(_is_dequantized(graph, name) for name in node.input[:2]),
         )
 
 
-def _macs(graph: Graph, node: onnx.NodeProto, weights: tuple[int, ...]) -> int | None:
-    """Multiplications of one layer: for each output value, one per weight that it is a sum over."""
+def macs_of(graph: Graph, node: onnx.NodeProto, weights: tuple[int, ...]) -> int | None:
+    """Multiplications of one layer: for each output value, one per weight that it is a sum over.
+
+    Args:
+        graph: an index over a graph with inferred shapes.
+        node: one of its layers.
+        weights: the shape of the layer's weights.
+
+    Returns:
+        None where a shape is unknown or not fixed.
+    """
     # A transposed convolution multiplies each input value with all weights of its channel; others count by output.
     by_input = node.op_type == "ConvTranspose"
     shape = shape_of(graph.model, node.input[0] if by_input else node.output[0])

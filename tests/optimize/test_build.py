@@ -23,6 +23,9 @@ from tests.kit.float_models import CLASSES, picture, write_model, write_parts
 
 COMMAND = "optimize.cli.build"
 SPLITS = {"train": 1, "calib": 20, "val": 12, "test": 4}
+NAIVE = "quantize: {method: minmax, equalize: none, correction: none, max_float_layers: 0}\n"
+"""What is left when all that would save a difficult network is switched off."""
+
 INT8 = QuantizeRecipe(cpu_graph="int8")
 """The choice by measured speed would make these tests depend on the machine."""
 
@@ -60,9 +63,8 @@ def run_build(tmp_path: Path, *arguments: object, recipe: str = "quantize: {cpu_
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--target", "jetson"], "INT8 for jetson (TensorRT) comes with a later release"),
-        (["--target", "cpu,tensorrt"], "INT8 for tensorrt (TensorRT) comes with a later release"),
-        (["--target", "abacus"], "--target: got 'abacus', expected cpu"),
+        (["--target", "abacus"], "--target: got 'abacus', expected some of cpu, jetson"),
+        (["--target", ""], "--target: got '', expected some of cpu, jetson"),
         (["--max-drop", "-1"], "--max-drop: got -1"),
         (["--seed", "-1"], "--seed: got -1"),
         (["--threads", "0"], "--threads: got 0"),
@@ -216,7 +218,12 @@ def test_the_bundle_is_whole_and_says_what_it_is(report: BuildReport, parts: Pat
     assert (manifest.name, manifest.version, manifest.task) == ("parts", "1.0.0", "classify")
     assert manifest.class_names == CLASSES
     assert (manifest.cpu_graph, manifest.gate_passed, manifest.gate_reasons) == ("cpu", True, ())
-    assert dict(manifest.graphs) == {"fp32": "model.fp32.onnx", "cpu": "model.cpu.onnx"}
+    assert dict(manifest.graphs) == {
+        "fp32": "model.fp32.onnx",
+        "cpu": "model.cpu.onnx",
+        "trt": "model.trt.onnx",
+    }
+    assert {"ranges.json", "sensitivity.json", "calib.cache"} <= set(bundle.entries)
     assert manifest.metrics["split"] == "val"
     assert manifest.metrics["int8"]["n"] == 3 * SPLITS["val"]
     assert manifest.provenance["data"]["calib"] == {
@@ -245,10 +252,13 @@ def test_the_golden_inputs_replay_to_their_reference(report: BuildReport) -> Non
 
 def test_int8_is_as_good_as_float_and_smaller(report: BuildReport) -> None:
     """On a network that quantizes well."""
-    assert report.fp32.accuracy > 0.95
+    assert report.cards["fp32"].accuracy > 0.95
     assert report.drop_points <= 100 / 36
     assert report.size_bytes["int8"] < report.size_bytes["fp32"]
-    assert report.reads_bytes
+    fusion = report.fitted["cpu"].integer.fusion
+    assert fusion is not None
+    assert fusion.reads_bytes
+    assert report.fitted["trt"].loss.drop_points <= 100 / 36
     assert report
 
 
@@ -284,7 +294,7 @@ def test_an_int8_that_loses_too_much_is_packed_but_fails_its_gate(
 ) -> None:
     """The user sees what came out; the device sees that it failed; a script sees exit code 1."""
     ran = run_build(
-        tmp_path, "--model", loud_model, "--data", parts, "--calib", parts, "--max-drop", 1, "--json", recipe=""
+        tmp_path, "--model", loud_model, "--data", parts, "--calib", parts, "--max-drop", 1, "--json", recipe=NAIVE
     )
 
     assert ran.code == 1
@@ -295,6 +305,30 @@ def test_an_int8_that_loses_too_much_is_packed_but_fails_its_gate(
     assert (manifest.cpu_graph, ran.json["cpu_graph_why"]) == ("fp32", "INT8 is not good enough")
     assert ran.json["drop_points"] > 50
     assert ran.json["gate"]["passed"] is False
+
+
+def test_layers_go_back_to_float_until_the_budget_holds(parts: Path, loud_model: Path, tmp_path: Path) -> None:
+    """The user says what may be lost, not which layer is to blame."""
+    recipe = NAIVE.replace("max_float_layers: 0", "max_float_layers: 4")
+
+    ran = run_build(
+        tmp_path, "--model", loud_model, "--data", parts, "--calib", parts, "--max-drop", 1, "--json", recipe=recipe
+    )
+
+    assert ran.code == 0
+    assert ran.json["targets"]["cpu"]["in_float_for_the_budget"]
+    assert ran.json["drop_points"] <= 1
+    sensitivities = json.loads(open_bundle(tmp_path / "loud-1.0.0.defect").read("sensitivity.json"))
+    assert "cpu" in json.dumps(sensitivities)
+
+
+def test_what_ruins_naive_int8_is_healed_without_labels(parts: Path, loud_model: Path, tmp_path: Path) -> None:
+    """One channel is 3,000 times as loud as the others: equalization makes one scale fit them all."""
+    ran = run_build(tmp_path, "--model", loud_model, "--data", parts, "--calib", parts, "--json")
+
+    assert ran.code == 0
+    assert ran.json["equalization"] > 0
+    assert ran.json["drop_points"] <= 3
 
 
 def test_without_a_budget_no_gate_is_set(parts: Path, loud_model: Path, tmp_path: Path) -> None:
@@ -330,8 +364,8 @@ def test_a_val_image_that_cannot_be_judged_counts_as_wrong_and_is_named(model: P
 
     found = build(gather(Recipe(model=model, data=data, calib=data, out=tmp_path / "a.defect", quantize=INT8)))
 
-    assert len(found.fp32.unjudged) == 1
-    assert found.fp32.accuracy <= 35 / 36
+    assert len(found.cards["fp32"].unjudged) == 1
+    assert found.cards["fp32"].accuracy <= 35 / 36
     assert any("images/val_ok_003.png" in warning for warning in found.warnings)
     assert all(golden.file for golden in found.bundle.goldens())
 
@@ -382,8 +416,9 @@ def test_json_is_one_document_with_every_number_and_lies_beside_the_bundle(
         "gate",
         "warnings",
     }
-    assert set(document["metrics"]) == set(document["size_bytes"]) == set(document["latency_ms"]) == {"fp32", "int8"}
+    assert set(document["latency_ms"]) == {"fp32", "int8"}
+    assert set(document["metrics"]) == set(document["size_bytes"]) == {"fp32", "int8", "trt"}
     assert document["metrics"]["int8"]["recall"].keys() == set(CLASSES)
     assert document["escape_bound"] is None
     assert any("escape_bound" in note for note in document["notes"])
-    assert [layer["name"] for layer in document["float_layers"]] == ["linear", "cam_conv"]
+    assert [layer["name"] for layer in document["float_layers"]] == ["cam_conv", "linear"]

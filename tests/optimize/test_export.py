@@ -101,7 +101,7 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
 
 def test_an_architecture_that_does_not_exist_is_refused() -> None:
     """With the ones that do."""
-    with pytest.raises(OptimizeError, match="expected one of resnet18, mobilenetv2, tiny"):
+    with pytest.raises(OptimizeError, match="expected one of resnet18, mobilenetv2, efficientnet-lite0, tiny"):
         build_network("resnet50", 2)
 
 

@@ -1,0 +1,156 @@
+"""What integer graphs lose against the float graph, on real pictures: accuracy, or detections that are gone.
+
+Quick, for the search: outputs come from ONNX Runtime directly, decisions are compared without the agent around them.
+What a bundle promises is measured by `evaluate`, through the agent's own code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agent.bundle import fit
+from agent.errors import ImageError
+from optimize.dataset import Dataset, Sample, read_image
+from optimize.errors import DataError
+from optimize.progress import Progress, SilentProgress
+from optimize.quantize.interpret import session_of
+from optimize.quantize.kept import KeptShare, kept_share
+from optimize.quantize.model import FloatModel, bytes_from_model
+from optimize.quantize.place import Target
+from optimize.quantize.sensitivity import snr_db
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Judge", "Loss"]
+
+CORNER_FORMS = frozenset({"pair", "final"})
+"""Exports whose boxes are x0, y0, x1, y1; the others give centre, width and height."""
+
+Outputs = list["NDArray[np.float32]"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What one integer graph loses.
+
+    Attributes:
+        drop_points: accuracy lost in percentage points, or detections lost in percent; negative when it is better.
+        snr_db: signal to noise of the logits (or scores) against the float ones.
+        n: pictures compared.
+        accuracy: of the integer graph, 0 to 1; None for a detector.
+        agreement: share of pictures with the float graph's class; None for a detector.
+        kept: float detections that are still there, and those that are new; None for a classifier.
+    """
+
+    drop_points: float
+    snr_db: float
+    n: int
+    accuracy: float | None = None
+    agreement: float | None = None
+    kept: KeptShare | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        kept = None if self.kept is None else {**dataclasses.asdict(self.kept), "share": self.kept.share_given}
+        values = {"n": self.n, "accuracy": self.accuracy, "agreement": self.agreement, "kept": kept}
+        return {"drop_points": self.drop_points, "snr_db": round(self.snr_db, 2)} | {
+            key: value for key, value in values.items() if value is not None
+        }
+
+
+class Judge:
+    """Pictures, and what the float graph says to them.
+
+    Args:
+        model: the float model.
+        dataset: pictures; labelled for a classifier. Those that can't be read are left out: `evaluate` reports them.
+        progress: hears what is read.
+
+    Raises:
+        DataError: no picture can be read.
+    """
+
+    def __init__(self, model: FloatModel, dataset: Dataset, progress: Progress | None = None) -> None:
+        self._model = model
+        self._is_detector = model.task == "detect"
+        progress = progress or SilentProgress()
+        pairs = [
+            (s, p) for s in progress.track(dataset.samples, "reading val images") if (p := self._fitted(s)) is not None
+        ]
+        if not pairs:
+            raise DataError(
+                f"{dataset.root}: no val image can be read",
+                hint="`defect-opt data check DIR` names the files that can't be read",
+            )
+        self.pictures = [picture for _, picture in pairs]
+        index = {name: i for i, name in enumerate(model.classes or sorted({str(s.label) for s, _ in pairs}))}
+        self._labels = [index.get(str(sample.label), -1) for sample, _ in pairs]
+        self.reference = self.outputs(bytes_from_model(model.proto), is_fused=True)
+
+    def outputs(self, graph: bytes, *, is_fused: bool) -> list[Outputs]:
+        """Run a graph over the pictures.
+
+        Args:
+            graph: the bytes of an ONNX file.
+            is_fused: as a CPU runs it; else each operator as the standard defines it.
+
+        Returns:
+            By picture: `[logits]` of a classifier, `[boxes, scores]` of a detector.
+        """
+        roles = self._model.outputs
+        names = [roles.boxes, roles.scores] if self._is_detector else [roles.logits]
+        session = session_of(graph, is_optimized=is_fused)
+        source = self._model.input.name
+        return [session.run(names, {source: picture}) for picture in self.pictures]
+
+    def loss(self, graph: bytes, target: Target) -> Loss:
+        """Compare a graph with the float one.
+
+        Args:
+            graph: an integer graph.
+            target: a CPU's is run fused, as it will be; TensorRT's as the standard defines it.
+        """
+        found = self.outputs(graph, is_fused=target == "cpu")
+        last = [np.concatenate([each[-1].reshape(1, -1) for each in side]) for side in (self.reference, found)]
+        snr = snr_db(*last)
+        if self._is_detector:
+            kept = kept_share(self._detections(self.reference), self._detections(found))
+            return Loss(drop_points=round(100 * (1 - kept.share_given), 6), snr_db=snr, n=len(found), kept=kept)
+        wanted, got = (logits.argmax(axis=1) for logits in last)
+        right = [float(np.mean(side == np.array(self._labels))) for side in (wanted, got)]
+        return Loss(
+            drop_points=round(100 * (right[0] - right[1]), 6),
+            snr_db=snr,
+            n=len(found),
+            accuracy=right[1],
+            agreement=float(np.mean(wanted == got)),
+        )
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the float graph, 0 to 1; None for a detector."""
+        if self._is_detector:
+            return None
+        logits = np.concatenate([each[0] for each in self.reference])
+        return float(np.mean(logits.argmax(axis=1) == np.array(self._labels)))
+
+    def _detections(self, outputs: Sequence[Outputs]) -> Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        detector = None if self._model.adoption is None else self._model.adoption.detector
+        is_corners = detector is None or detector.form in CORNER_FORMS
+        for boxes, scores in outputs:
+            rows = boxes[0]
+            if not is_corners:
+                half = rows[:, 2:4] / 2
+                rows = np.concatenate([rows[:, :2] - half, rows[:, :2] + half], axis=1)
+            yield rows, scores[0]
+
+    def _fitted(self, sample: Sample) -> NDArray[np.uint8] | None:
+        try:
+            return fit(read_image(sample.path), self._model.input)[None]
+        except ImageError:
+            return None

@@ -1,0 +1,51 @@
+"""How long graphs of a bundle take on this machine's CPU, in turn, so that a busy moment slows all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from agent.bundle import Bundle
+from agent.config import EngineConfig
+from agent.engines import open_engine
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["median_latency"]
+
+WARM_UPS = 5
+MIN_ROUNDS, MAX_ROUNDS, ROUNDS_S = 15, 100, 6.0
+
+
+def median_latency(
+    bundle: Bundle, configs: Mapping[str, EngineConfig], tensors: Sequence[NDArray[np.uint8]]
+) -> dict[str, float]:
+    """The median of inference alone, in milliseconds, by the configs' names.
+
+    Args:
+        bundle: whose graphs.
+        configs: which graph with how many threads, by any name.
+        tensors: pictures to run on, at least one.
+    """
+    engines = {name: open_engine(bundle, config) for name, config in configs.items()}
+    taken: dict[str, list[float]] = {name: [] for name in engines}
+    try:
+        for engine in engines.values():
+            for _ in range(WARM_UPS):
+                engine.infer(tensors[0])
+        deadline = time.monotonic() + ROUNDS_S
+        for turn in range(MAX_ROUNDS):
+            if turn >= MIN_ROUNDS and time.monotonic() > deadline:
+                break
+            for name, engine in engines.items():
+                start = time.perf_counter_ns()
+                engine.infer(tensors[turn % len(tensors)])
+                taken[name].append((time.perf_counter_ns() - start) / 1e6)
+    finally:
+        for engine in engines.values():
+            engine.close()
+    return {name: statistics.median(values) for name, values in taken.items()}

@@ -1,0 +1,232 @@
+"""Which detections of a float detector its INT8 graph still gives: numpy only, for any detector with boxes and scores.
+
+```text
+output0 (1, 4 + C, N) ─ decode_v8 ─┐
+                                   ├ boxes (N, 4), scores (N, C) ─ detect ─ Detections ─ kept_share
+boxes and scores of another model ─┘
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimize.errors import ModelError
+
+__all__ = ["Detections", "KeptShare", "box_iou", "decode_v8", "detect", "kept_share"]
+
+Floats: TypeAlias = NDArray[np.float32]
+
+SLACK = 0.8
+"""A detection may be matched down to this share of the threshold: a score that wavers about it is not a lost defect."""
+
+MAX_CANDIDATES = 1000
+"""Boxes of one picture that the suppression looks at, best first: it bounds the time of a net that fires everywhere."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Detections:
+    """What was found in one picture, best score first.
+
+    Attributes:
+        boxes: (n, 4) float32, x0, y0, x1, y1 in pixels of the model's input.
+        scores: (n,) float32, 0 to 1.
+        classes: (n,) int64, the index of the class.
+    """
+
+    boxes: Floats
+    scores: Floats
+    classes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KeptShare:
+    """The outcome of a comparison.
+
+    Attributes:
+        total: detections of the float model.
+        kept: those that are detections of INT8 too.
+        swapped: those whose box INT8 gives as well, with its class and a sufficient score, but where suppression chose
+            another of the boxes around the same defect: neighbouring cells often differ by less than 0.01 in score,
+            and which of them is ahead is chance, not loss.
+        invented: detections of INT8 whose box the float model does not give at all.
+    """
+
+    total: int
+    kept: int
+    swapped: int
+    invented: int
+
+    @property
+    def share(self) -> float:
+        """Kept in parts of all, 0 to 1, after suppression on both sides: the strict figure.
+
+        Raises:
+            ModelError: the float model found nothing, so that nothing could be lost.
+        """
+        return self._part(self.kept)
+
+    @property
+    def share_given(self) -> float:
+        """Kept or swapped in parts of all: float detections whose box, class and score INT8 still gives.
+
+        Raises:
+            ModelError: as `share`.
+        """
+        return self._part(self.kept + self.swapped)
+
+    def _part(self, count: int) -> float:
+        if self.total == 0:
+            raise ModelError(
+                "detections kept: the float model found nothing in these pictures, so there is nothing to compare",
+                hint="give pictures with defects, or a lower score threshold",
+            )
+        return count / self.total
+
+
+def decode_v8(output: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Take the usual one-output export of YOLO detectors apart.
+
+    Args:
+        output: (1, 4 + C, N) float; per column the centre x, centre y, width and height in pixels of the model's input,
+            then one score from 0 to 1 per class.
+
+    Returns:
+        boxes: (N, 4) float32, x0, y0, x1, y1 in pixels.
+        scores: (N, C) float32.
+
+    Raises:
+        ModelError: the array has another shape.
+    """
+    if output.ndim != 3 or output.shape[0] != 1 or output.shape[1] < 5:
+        raise ModelError(
+            f"detector output: got shape {list(output.shape)}, expected [1, 4 + classes, boxes]",
+            hint="export one picture per batch, with boxes first and one row per class behind them",
+        )
+    rows = output[0].astype(np.float32)
+    centre, half = rows[:2], rows[2:4] / 2
+    return np.concatenate([centre - half, centre + half]).T.copy(), rows[4:].T.copy()
+
+
+def detect(boxes: Floats, scores: Floats, *, score: float = 0.25, nms_iou: float = 0.5) -> Detections:
+    """Keep the best box of each defect: greedy non-maximum suppression, within each class.
+
+    Args:
+        boxes: (N, 4) x0, y0, x1, y1.
+        scores: (N, C); a box may be a detection of several classes.
+        score: lower ones are no detections.
+        nms_iou: a box that overlaps a better one of its class by more is the same defect.
+
+    Returns:
+        The detections, best first; of equal scores the one of the lower box index, then class.
+    """
+    index, classes = np.nonzero(scores >= score)
+    values = scores[index, classes]
+    order = np.argsort(-values, kind="stable")[:MAX_CANDIDATES]
+    index, classes, values = index[order], classes[order], values[order]
+    candidates = boxes[index]
+    rivals = (box_iou(candidates, candidates) > nms_iou) & (classes[:, None] == classes[None, :])
+    alive = np.ones(len(values), dtype=bool)
+    for best in range(len(values)):
+        if alive[best]:
+            alive[best + 1 :] &= ~rivals[best, best + 1 :]
+    return Detections(
+        boxes=candidates[alive].astype(np.float32),
+        scores=values[alive].astype(np.float32),
+        classes=classes[alive].astype(np.int64),
+    )
+
+
+def kept_share(
+    float_outputs: Iterable[tuple[Floats, Floats]],
+    int8_outputs: Iterable[tuple[Floats, Floats]],
+    *,
+    score: float = 0.25,
+    iou: float = 0.9,
+    nms_iou: float = 0.5,
+) -> KeptShare:
+    """Count the float detections that INT8 keeps: same class and nearly the same box, each matched once.
+
+    Pairs with the largest overlap are matched first. A float detection is one from `score` up; INT8 may give it with a
+    score of `SLACK * score`, because a score that falls from just above the threshold to just below it says nothing
+    about quantization. The same slack holds the other way: an INT8 detection from `score` up is invented when the float
+    model gives no such box from `SLACK * score` up, suppressed or not.
+
+    Args:
+        float_outputs: boxes (N, 4) and scores (N, C) of each picture.
+        int8_outputs: the same of the INT8 graph, in the same order.
+        score: the threshold.
+        iou: how much a kept box must overlap, intersection over union.
+        nms_iou: for the suppression, both sides.
+
+    Raises:
+        ValueError: one side has more pictures.
+    """
+    counts = np.zeros(4, dtype=np.int64)
+    for ours, theirs in zip(float_outputs, int8_outputs, strict=True):
+        counts += _compared(ours, theirs, score, iou, nms_iou)
+    total, kept, swapped, invented = (int(count) for count in counts)
+    return KeptShare(total=total, kept=kept, swapped=swapped, invented=invented)
+
+
+def _compared(
+    ours: tuple[Floats, Floats], theirs: tuple[Floats, Floats], score: float, iou: float, nms_iou: float
+) -> tuple[int, int, int, int]:
+    """Total, kept, swapped and invented of one picture."""
+    low = score * SLACK
+    floats, ints = (detect(*pair, score=score, nms_iou=nms_iou) for pair in (ours, theirs))
+    answers = detect(*theirs, score=low, nms_iou=nms_iou)
+    matched = _matches(floats, answers, iou)
+    lost = sorted(set(range(len(floats))) - {row for row, _ in matched})
+    # An IoU of 1 suppresses nothing: every box of a sufficient score, less those that are an answer already.
+    given, used = detect(*theirs, score=low, nms_iou=1.0), _only(answers, [column for _, column in matched])
+    taken = ((box_iou(given.boxes, used.boxes) == 1) & (given.classes[:, None] == used.classes)).any(axis=1)
+    swapped = _matches(_only(floats, lost), _only(given, np.flatnonzero(~taken).tolist()), iou)
+    known = _matches(ints, detect(*ours, score=low, nms_iou=1.0), iou)
+    return len(floats), len(matched), len(swapped), len(ints) - len(known)
+
+
+def _only(found: Detections, rows: list[int]) -> Detections:
+    return Detections(boxes=found.boxes[rows], scores=found.scores[rows], classes=found.classes[rows])
+
+
+def _matches(left: Detections, right: Detections, iou: float) -> list[tuple[int, int]]:
+    """Pairs of the same class that overlap enough, the closest first, none used twice."""
+    overlap = box_iou(left.boxes, right.boxes)
+    overlap[left.classes[:, None] != right.classes[None, :]] = 0
+    rows, columns = np.nonzero(overlap >= iou)
+    pairs: list[tuple[int, int]] = []
+    free_rows, free_columns = set(rows.tolist()), set(columns.tolist())
+    for at in np.argsort(-overlap[rows, columns], kind="stable").tolist():
+        row, column = int(rows[at]), int(columns[at])
+        if row in free_rows and column in free_columns:
+            free_rows.remove(row)
+            free_columns.remove(column)
+            pairs.append((row, column))
+    return pairs
+
+
+def box_iou(left: Floats, right: Floats) -> NDArray[np.float64]:
+    """Intersection over union of every pair; 0 where a box has no area.
+
+    Args:
+        left: (n, 4) x0, y0, x1, y1.
+        right: (m, 4).
+
+    Returns:
+        (n, m), 0 to 1.
+    """
+    a, b = left[:, None].astype(np.float64), right[None].astype(np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    shared = sides.clip(0).prod(axis=-1)
+    union = (a[..., 2:] - a[..., :2]).clip(0).prod(-1) + (b[..., 2:] - b[..., :2]).clip(0).prod(-1) - shared
+    result: NDArray[np.float64] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return result
