@@ -114,7 +114,8 @@ def _ranking(
     float_graph = session_of(bytes_from_model(quantizer.model.proto))
     reference = np.stack([run[0] for run in outputs_of(float_graph, [output], picked)])
     probe = Probe(images=picked, reference=reference, output=output)
-    layers = [name for name in quantizer.layers if name in quantizer.quantize(target).plan.layers]
+    integer = quantizer.quantize(target).plan.layers
+    layers = [name for name in quantizer.layers if name in integer]
     return sensitivity(
         lambda names: quantizer.quantize(target, names).graph, layers, probe, limit=count, progress=progress
     )

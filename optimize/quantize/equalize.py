@@ -137,7 +137,7 @@ class _Groups:
 
     def _take(self, node: onnx.NodeProto) -> None:
         data = [name for name in node.input if name and self._graph.constant(name) is None]
-        if node.name in self._layers:
+        if node.name in self._layers and self._has_channels_second(node):
             for name in (self._layers[node.name].data, node.output[0]):
                 self._root(name)
         elif node.op_type in SCALE_FREE or (node.op_type == "Flatten" and self._is_one_pixel(data[0])):
@@ -154,6 +154,11 @@ class _Groups:
         else:
             for name in (*data, *node.output):
                 self._freeze(name)
+
+    def _has_channels_second(self, node: onnx.NodeProto) -> bool:
+        """Whether a layer's channels are axis 1, as what was seen has them; over rows of tokens they are the last."""
+        shape = shape_of(self._graph.model, node.output[0])
+        return node.op_type == "Conv" or (shape is not None and len(shape) == 2)
 
     def _root(self, tensor: str) -> str:
         parent = self._parent.setdefault(tensor, tensor)

@@ -52,8 +52,8 @@ class Layer:
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether each channel is filtered by itself."""
-        return self.groups > 1 and self.weight.shape[1] == 1
+        """Whether each channel is filtered by itself, and once: with more filters per channel other kernels run."""
+        return self.groups > 1 and self.weight.shape[1] == 1 and self.channels == self.groups
 
     def rows(self) -> NDArray[np.float32]:
         """The weights as (out, products per output value); of a Conv the products run over (in, kh, kw)."""

@@ -61,12 +61,13 @@ class Moments:
             x: (groups, places, products) inputs.
             y: (groups, places, out) wanted outputs.
         """
-        turned = np.swapaxes(y, 1, 2)
+        turned = np.swapaxes(y, 1, 2).astype(np.float64)
         self.count[fold] += x.shape[1]
         self.x[fold] += x.sum(axis=1, dtype=np.float64)
         self.y[fold] += y.sum(axis=1, dtype=np.float64)
-        self.xx[fold] += np.swapaxes(x, 1, 2) @ x
-        self.yx[fold] += turned @ x
+        wide = x.astype(np.float64)
+        self.xx[fold] += np.swapaxes(wide, 1, 2) @ wide
+        self.yx[fold] += turned @ wide
         self.yy[fold] += (y.astype(np.float64) ** 2).sum(axis=1)
 
     def centred(

@@ -105,7 +105,7 @@ def _why_float(graph: Graph, zones: Zones, layer: Layer, target: Target, in_floa
 
 def _cpu_reads(graph: Graph, zones: Zones, integer: frozenset[str]) -> Iterator[tuple[str, int]]:
     """Every input of every integer kernel, and every other reader of what such a kernel makes."""
-    kernels = {node.name for node in graph.nodes if _is_cpu_kernel(node, zones, integer)}
+    kernels = _with_layers(graph, {n.name for n in graph.nodes if _is_cpu_kernel(n, zones, integer)}, integer)
     quantized: set[str] = set()
     for node in graph.nodes:
         if node.name in kernels:
@@ -124,6 +124,20 @@ def _is_cpu_kernel(node: onnx.NodeProto, zones: Zones, integer: frozenset[str]) 
     if node.op_type in ("Conv", "Gemm", "MatMul"):
         return node.name in integer
     return node.op_type in CPU_KERNELS or _passes(node)
+
+
+def _with_layers(graph: Graph, kernels: set[str], integer: frozenset[str]) -> set[str]:
+    """Those kernels that are joined to an integer layer, through kernels: the others would only round for nothing."""
+    kept: set[str] = set()
+    waiting = [node for node in graph.nodes if node.name in integer]
+    while waiting:
+        node = waiting.pop()
+        if node.name in kept or node.name not in kernels:
+            continue
+        kept.add(node.name)
+        waiting.extend(maker for name in node.input if (maker := graph.maker(name)) is not None)
+        waiting.extend(reader for name in node.output for reader in graph.readers(name))
+    return kept
 
 
 def _passes(node: onnx.NodeProto) -> bool:

@@ -160,6 +160,8 @@ def search(
         if kept:
             best, drop, in_float = graph, found, in_float | {entry.layer}
     holds = drop <= max_drop
+    if holds:
+        best, drop, in_float = _without_idle(state, best, drop, in_float, max_drop)
     left = [entry for entry in order if entry.layer not in in_float]
     return SearchResult(
         holds=holds,
@@ -200,14 +202,30 @@ class _State:
         )
 
 
+def _without_idle(
+    state: _State, graph: bytes, drop: float, in_float: frozenset[str], max_drop: float
+) -> tuple[bytes, float, frozenset[str]]:
+    """The result without layers that turned out not to be needed: a pair may have helped where neither did alone."""
+    for layer in sorted(in_float):
+        tried, found = state.tried(in_float - {layer})
+        if found <= max(drop, max_drop):
+            graph, drop, in_float = tried, found, in_float - {layer}
+    return graph, drop, in_float
+
+
 def _order(ranking: Sequence[LayerSensitivity], costs: Mapping[str, float]) -> list[LayerSensitivity]:
-    """Layers whose float removes noise, by noise removed per cost; ties by name."""
+    """Layers by noise removed per cost; then those that remove none alone, best first; ties by name.
+
+    A tensor between two layers is quantized as long as one of them is in integers: where it is to blame, neither layer
+    helps alone, and both do.
+    """
     known = [cost for cost in costs.values() if cost > 0]
     # A layer that measures as free, or as a gain, is cheap: a division by it must still give an order.
     least = min(known, default=1.0) / 10
     worth = [entry for entry in ranking if entry.gain_db > 0]
     unknown = max(known, default=1.0)
-    return sorted(worth, key=lambda e: (-e.noise_removed / max(costs.get(e.layer, unknown), least), e.layer))
+    first = sorted(worth, key=lambda e: (-e.noise_removed / max(costs.get(e.layer, unknown), least), e.layer))
+    return [*first, *sorted((e for e in ranking if e.gain_db <= 0), key=lambda e: (-e.gain_db, e.layer))]
 
 
 def _holding_back(left: Sequence[LayerSensitivity]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from optimize.errors import ModelError
-from optimize.quantize import QuantizeOptions, quantize_cpu, read_model
+from optimize.quantize import FloatModel, IntegerGraph, QuantizeOptions, Quantizer, read_model
 from optimize.quantize.byte_input import find_byte_input
 from optimize.quantize.graph import Graph, zones
 from tests.kit.float_models import CLASSES, SIDE, conv_classifier, picture, write_model
@@ -37,6 +37,10 @@ def logits(graph: bytes, tensors: list[NDArray[np.uint8]], *, optimized: bool = 
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return np.concatenate([session.run(["logits"], {"image": tensor})[0] for tensor in tensors])
+
+
+def quantized_for_cpu(model: FloatModel, count: int, options: QuantizeOptions | None = None) -> IntegerGraph:
+    return Quantizer(model, pictures(count), options).quantize("cpu")
 
 
 def changed(change: Callable[[Any], None], path: Path, **options: Any) -> Path:
@@ -143,7 +147,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_an_int8_model_is_refused(tmp_path: Path) -> None:
     """Quantizing twice loses twice."""
     model = read_model(write_model(tmp_path / "m.onnx"))
-    (tmp_path / "int8.onnx").write_bytes(quantize_cpu(model, pictures(8)).graph)
+    (tmp_path / "int8.onnx").write_bytes(quantized_for_cpu(model, 8).graph)
 
     with pytest.raises(ModelError, match="is quantized already"):
         read_model(tmp_path / "int8.onnx")
@@ -154,7 +158,7 @@ def test_the_int8_graph_classifies_as_the_float_graph_does(tmp_path: Path) -> No
     model = read_model(write_model(tmp_path / "m.onnx"))
     fresh = pictures(60, seed=9)
 
-    int8 = quantize_cpu(model, pictures(48)).graph
+    int8 = quantized_for_cpu(model, 48).graph
 
     labels = [i % 3 for i in range(60)]
     assert logits(conv_classifier(), fresh).argmax(axis=1).tolist() == labels
@@ -165,7 +169,7 @@ def test_it_keeps_inputs_outputs_and_metadata(tmp_path: Path) -> None:
     """The manifest and the engine know the graph by them, whichever graph it is."""
     model = read_model(write_model(tmp_path / "m.onnx"))
 
-    int8 = onnx.load_model_from_string(quantize_cpu(model, pictures(8)).graph)
+    int8 = onnx.load_model_from_string(quantized_for_cpu(model, 8).graph)
 
     assert [value.name for value in int8.graph.input] == ["image"]
     assert [value.name for value in int8.graph.output] == ["logits", "embedding", "cam"]
@@ -174,8 +178,9 @@ def test_it_keeps_inputs_outputs_and_metadata(tmp_path: Path) -> None:
 
 def test_the_first_layer_reads_the_cameras_bytes(tmp_path: Path) -> None:
     """With (x - 128) / 128 the bytes are the quantized input: no cast, no rounding, nothing to pay."""
-    quantized = quantize_cpu(read_model(write_model(tmp_path / "m.onnx")), pictures(8))
+    quantized = quantized_for_cpu(read_model(write_model(tmp_path / "m.onnx")), 8)
 
+    assert quantized.fusion is not None
     assert quantized.fusion.reads_bytes
     assert quantized.warnings == ()
     assert {"Cast", "Sub", "Mul", "QuantizeLinear"}.isdisjoint(quantized.fusion.operators)
@@ -183,8 +188,9 @@ def test_the_first_layer_reads_the_cameras_bytes(tmp_path: Path) -> None:
 
 def test_a_normalization_that_differs_by_channel_is_kept_and_said(tmp_path: Path) -> None:
     """It can't be one scale and one zero point; the graph must stay right, and the user learn what it costs."""
-    quantized = quantize_cpu(read_model(write_model(tmp_path / "m.onnx", normalization="imagenet")), pictures(24))
+    quantized = quantized_for_cpu(read_model(write_model(tmp_path / "m.onnx", normalization="imagenet")), 24)
 
+    assert quantized.fusion is not None
     assert not quantized.fusion.reads_bytes
     assert "normalization" in quantized.warnings[0]
     assert logits(quantized.graph, pictures(30, seed=4)).argmax(axis=1).tolist() == [i % 3 for i in range(30)]
@@ -236,10 +242,11 @@ def test_bytes_are_taken_over_only_where_that_is_exact(
 @pytest.mark.parametrize("head", ["gemm", "conv"])
 def test_the_head_stays_float(tmp_path: Path, head: str) -> None:
     """It costs nothing there, and its outputs are read by people and thresholds."""
-    quantized = quantize_cpu(read_model(write_model(tmp_path / "m.onnx", head=head)), pictures(8))
+    quantized = quantized_for_cpu(read_model(write_model(tmp_path / "m.onnx", head=head)), 8)
 
     assert sorted(layer.name for layer in quantized.float_layers) == ["cam_conv", "linear"]
     assert all(layer.why.startswith("head") for layer in quantized.float_layers)
+    assert quantized.fusion is not None
     assert quantized.fusion.operators["QLinearConv"] == 2
 
 
@@ -273,17 +280,20 @@ def test_a_residual_body_ends_at_its_last_activation() -> None:
     assert found.head == {"f", "g", "logits"}
 
 
-def test_seven_bit_weights_give_the_same_answers_fused_and_simulated(tmp_path: Path) -> None:
-    """x86 without VNNI adds two products with saturation at 16 bits: 255 * 64 * 2 stays below, 255 * 127 * 2 not."""
-    quantized = quantize_cpu(read_model(write_model(tmp_path / "m.onnx")), pictures(24))
+@pytest.mark.parametrize("weight_bits", [7, 8])
+def test_it_gives_the_same_answers_fused_and_simulated(tmp_path: Path, weight_bits: Literal[7, 8]) -> None:
+    """x86 without VNNI adds two products with saturation at 16 bits; what was measured must hold on every CPU."""
+    options = QuantizeOptions(weight_bits=weight_bits)
+    quantized = quantized_for_cpu(read_model(write_model(tmp_path / "m.onnx")), 24, options)
     model = onnx.load_model_from_string(quantized.graph)
     fresh = pictures(12, seed=8)
 
     largest = max(int(np.abs(w.astype(np.int32)).max()) for w in int8_weights(model))
     fused, simulated = logits(quantized.graph, fresh), logits(quantized.graph, fresh, optimized=False)
 
-    assert largest <= 64
-    assert np.abs(fused - simulated).max() < 0.05 * np.abs(simulated).max()
+    assert largest <= (127 if weight_bits == 8 else 63)
+    # One step of one feature among 16 * 256 that are averaged is nothing; a saturated sum is dozens of steps.
+    assert np.abs(fused - simulated).max() < 0.005 * np.abs(simulated).max()
 
 
 def int8_weights(model: Any) -> list[NDArray[np.int8]]:
@@ -291,22 +301,21 @@ def int8_weights(model: Any) -> list[NDArray[np.int8]]:
     return [array for array in arrays if array.ndim == 4]
 
 
-def test_eight_bits_use_the_whole_range(tmp_path: Path) -> None:
-    """For devices that are known to have VNNI, or ARM."""
-    options = QuantizeOptions(weight_bits=8)
-
-    quantized = quantize_cpu(read_model(write_model(tmp_path / "m.onnx")), pictures(8), options)
+def test_eight_bits_use_more_than_seven(tmp_path: Path) -> None:
+    """Half of the steps would be wasted, and with them 6 dB."""
+    quantized = quantized_for_cpu(read_model(write_model(tmp_path / "m.onnx")), 8, QuantizeOptions(weight_bits=8))
 
     weights = int8_weights(onnx.load_model_from_string(quantized.graph))
-    assert max(int(np.abs(w.astype(np.int32)).max()) for w in weights) == 127
+
+    assert all(int(np.abs(w.astype(np.int32)).max()) > 64 for w in weights)
 
 
-@pytest.mark.parametrize("method", ["percentile", "entropy"])
-def test_histogram_methods_print_nothing_and_still_classify(
+@pytest.mark.parametrize("method", ["auto", "minmax", "percentile", "mse", "kl"])
+def test_every_method_prints_nothing_and_still_classifies(
     tmp_path: Path, method: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """ONNX Runtime's calibrators print to standard output, where --json promises one document."""
-    quantized = quantize_cpu(read_model(write_model(tmp_path / "m.onnx")), pictures(24), QuantizeOptions(method=method))
+    """`--json` promises one document on standard output."""
+    quantized = quantized_for_cpu(read_model(write_model(tmp_path / "m.onnx")), 24, QuantizeOptions(method=method))
 
     assert capfd.readouterr().out == ""
     found = logits(quantized.graph, pictures(30, seed=4)).argmax(axis=1).tolist()
@@ -318,12 +327,12 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) 
     path = write_model(tmp_path / "m.onnx")
     script = (
         "import hashlib, pathlib, sys; from optimize.quantize import *; from tests.optimize.test_quantize import *;"
-        f"print(hashlib.sha256(quantize_cpu(read_model(pathlib.Path({str(path)!r})), pictures(8)).graph).hexdigest())"
+        f"print(hashlib.sha256(quantized_for_cpu(read_model(pathlib.Path({str(path)!r})), 8).graph).hexdigest())"
     )
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(root)}
 
-    mine = hashlib.sha256(quantize_cpu(read_model(path), pictures(8)).graph).hexdigest()
+    mine = hashlib.sha256(quantized_for_cpu(read_model(path), 8).graph).hexdigest()
     done = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
 
     assert done.stdout.strip() == mine
@@ -339,4 +348,4 @@ def test_the_exporters_comments_are_left_out(tmp_path: Path) -> None:
     model = read_model(changed(comment, tmp_path / "m.onnx"))
 
     assert b"mallory" not in model.proto.SerializeToString()
-    assert b"mallory" not in quantize_cpu(model, pictures(8)).graph
+    assert b"mallory" not in quantized_for_cpu(model, 8).graph

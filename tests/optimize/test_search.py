@@ -97,11 +97,12 @@ def test_it_ends_after_the_limit() -> None:
     assert not found.holds
 
 
-def test_layers_that_add_noise_in_float_are_not_tried() -> None:
-    """Their INT8 is not what costs."""
-    found = search(make, losing({}, base=9), [entry("odd", -1)], {"odd": 1}, SETTING, max_drop=1)
+def test_layers_that_do_not_help_alone_are_tried_last() -> None:
+    """A tensor between two layers may be to blame: then neither helps alone, and both do."""
+    ranking = [entry("odd", -1), entry("good", 1)]
+    found = search(make, losing({}, base=9), ranking, {"odd": 1, "good": 100}, SETTING, max_drop=1)
 
-    assert found.steps == ()
+    assert [step.layer for step in found.steps] == ["good", "odd"]
 
 
 def test_a_budget_that_can_not_be_met_names_the_layers_and_what_would_help() -> None:

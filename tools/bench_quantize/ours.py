@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from optimize.quantize.model import read_model
 from optimize.quantize.quantizer import Quantizer
+from optimize.recipe import PreprocessRecipe
 from tools.bench_quantize.theirs import Unavailable
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def ours_detector(model: Path, pictures: Sequence[NDArray[np.uint8]], target: st
     from agent.errors import AgentError
 
     try:
-        return _quantizer(model, [picture[None] for picture in pictures]).quantize(_name(target)).graph
+        tensors = [picture[None] for picture in pictures]
+        return _quantizer(model, tensors, PreprocessRecipe()).quantize(_name(target)).graph
     except AgentError as error:
         raise Unavailable(error.message) from error
 
@@ -63,13 +65,15 @@ def ours_detector(model: Path, pictures: Sequence[NDArray[np.uint8]], target: st
 _kept: dict[str, Quantizer] = {}
 
 
-def _quantizer(model: Path, tensors: Sequence[NDArray[np.uint8]]) -> Quantizer:
+def _quantizer(
+    model: Path, tensors: Sequence[NDArray[np.uint8]], preprocess: PreprocessRecipe | None = None
+) -> Quantizer:
     """A calibrated model; the last one is kept."""
     parts = [model.read_bytes(), *(tensor.tobytes() for tensor in tensors)]
     key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     if key not in _kept:
         _kept.clear()
-        _kept[key] = Quantizer(read_model(model), tensors)
+        _kept[key] = Quantizer(read_model(model, preprocess), tensors)
     return _kept[key]
 
 
