@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tools.bench_quantize.sessions import Mode
     from tools.bench_quantize.views import Pictures
 
-__all__ = ["NetScores", "Score", "score_net"]
+__all__ = ["MODES", "NetScores", "Score", "score_net"]
 
 MODES: tuple[Mode, ...] = ("here", "exact")
 
@@ -138,7 +138,12 @@ class NetScores:
 
 
 def score_net(
-    net: str, graph: bytes, views: Pictures, made: Iterable[Candidate | Missing], scorer: Scorer
+    net: str,
+    graph: bytes,
+    views: Pictures,
+    made: Iterable[Candidate | Missing],
+    scorer: Scorer,
+    modes: tuple[Mode, ...] = MODES,
 ) -> NetScores:
     """Score every candidate in every arithmetic that makes sense for it.
 
@@ -148,6 +153,7 @@ def score_net(
         views: labelled pictures.
         made: the candidates.
         scorer: runs graphs on the same views.
+        modes: the arithmetics to score in.
     """
     from tools.bench_quantize.candidates import Missing
 
@@ -159,7 +165,7 @@ def score_net(
         if isinstance(candidate, Missing):
             missing.append(candidate)
             continue
-        for mode in candidate.modes():
+        for mode in (mode for mode in candidate.modes() if mode in modes):
             logits = scorer.logits(candidate.graph, mode, f"{net}: {candidate.name}")
             found = logits.argmax(axis=1)
             _, noise = noise_powers(reference, logits)

@@ -27,7 +27,7 @@ from agent.errors import AgentError  # noqa: E402
 from optimize.machine import describe, int8_flags  # noqa: E402
 from optimize.quantize import read_model  # noqa: E402
 from tools.bench_quantize import theirs  # noqa: E402
-from tools.bench_quantize.accuracy import NetScores, score_net  # noqa: E402
+from tools.bench_quantize.accuracy import MODES, NetScores, score_net  # noqa: E402
 from tools.bench_quantize.candidates import Candidate, Maker, Peers  # noqa: E402
 from tools.bench_quantize.checks import accuracy_checks, speed_checks  # noqa: E402
 from tools.bench_quantize.extras import deterministic_check, hostile_checks, trt_check, yolo_checks  # noqa: E402
@@ -62,6 +62,12 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--nets", default=",".join(CLASSIFIERS), metavar="A,B", help=f"which of {', '.join(CLASSIFIERS)}")
     add("--views", type=int, default=VIEWS_EACH, metavar="N", help=f"views of each test image ({VIEWS_EACH})")
     add("--rounds", type=int, default=30, metavar="N", help="rounds of the speed measurement (30)")
+    add(
+        "--arithmetic",
+        choices=("both", "checks"),
+        default="both",
+        help="score in both, or only in the one that the checks are of (half the time)",
+    )
     add("--save", action="store_true", help="also write tools/bench_results/DATE-quantize.json")
     found = parser.parse_args(words)
     found.parts = frozenset(found.parts.split(","))
@@ -89,6 +95,11 @@ class Run:
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The arithmetics that candidates are scored in."""
+        return MODES if self.args.arithmetic == "both" else (self.mode,)
+
+    @property
     def images(self) -> int | None:
         """How many test images; None takes all."""
         return 12 if self.args.quick else None
@@ -113,7 +124,7 @@ def classifier(run: Run, net: str, path: Path) -> None:
     if run.args.parts & {"accuracy", "hostile"}:
         with Scorer(views, run.args.work) as scorer:
             if "accuracy" in run.args.parts:
-                scores = score_net(net, path.read_bytes(), views, candidates, scorer)
+                scores = score_net(net, path.read_bytes(), views, candidates, scorer, run.modes)
                 run.scores[net] = scores
                 run.rows += [_timed(row, medians) for row in scores.rows()]
             if "hostile" in run.args.parts and net == "mobilenetv2":
@@ -187,7 +198,7 @@ def peers_for(args: argparse.Namespace, *, has_vnni: bool) -> Peers:
             nncf = theirs.make_nncf(args.nncf or args.work / "nncf")
         except theirs.Unavailable as error:
             nncf = str(error)
-    return Peers(nncf=nncf, with_reduced=not has_vnni)
+    return Peers(nncf=nncf, with_reduced=not has_vnni and args.arithmetic == "both")
 
 
 def main(words: Sequence[str] | None = None) -> int:
