@@ -173,7 +173,7 @@ class _Walk:
             made = [self._integer_outputs(layer)]
         else:
             made = self._run(node, self._as_read(node))
-        for name, want, raw in zip(node.output, wanted, made, strict=True):
+        for name, want, raw in zip(filter(None, node.output), wanted, made, strict=True):
             self._values[name] = _Values(want, raw, raw)
         for name in node.output:
             if name in self._plan.tensors:

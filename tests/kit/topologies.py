@@ -44,9 +44,10 @@ class Net(GraphBuilder):
 
     def unlike(self, layer: str, decades: float) -> NDArray[np.float64]:
         """Make a layer's rows differ in size by 10 ** U(-decades, decades); gives the factors."""
-        factor = 10 ** self.rng.uniform(-decades, decades, self.value(f"{layer}.weight").shape[0])
+        count = self.value(f"{layer}.weight").shape[0]
+        factor: NDArray[np.float64] = np.power(10.0, self.rng.uniform(-decades, decades, count))
         self.scale_rows(layer, factor)
-        return np.asarray(factor)
+        return factor
 
     def scale_rows(self, layer: str, factor: NDArray[np.float64]) -> None:
         """Multiply rows and biases."""

@@ -321,9 +321,7 @@ def test_a_budget_that_holds_at_once_needs_no_search(tmp_path: Path) -> None:
     judge = Judge(model, parts(tmp_path / "data"))
     images = calibration()
 
-    fitted = fit_budget(
-        Quantizer(model, images), "cpu", judge, max_drop=0.0, max_float_layers=4, calibration=images
-    )
+    fitted = fit_budget(Quantizer(model, images), "cpu", judge, max_drop=0.0, max_float_layers=4, calibration=images)
 
     assert (fitted.result, fitted.reasons) == (None, ())
     assert fitted.loss.drop_points == 0

@@ -1,4 +1,4 @@
-"""Where quantizers stand on each target, and that the graphs that come of it are valid, fuse, and keep what is float."""
+"""Where quantizers stand on each target; the graphs that come of it are valid, fuse, and keep what is float."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ READS: dict[str, dict[Target, dict[str, list[int]]]] = {
     "joined_relu": {
         "cpu": STEM | {"left": [0], "right": [0], "joined": [0, 1], "joined_relu": [0], "last": [0], "pooled": [0]},
         "trt": STEM | {"left": [0], "right": [0], "last": [0]},
+    },
+    "depthwise": {
+        "cpu": STEM
+        | {"expand0": [0], "deep0": [0], "project0": [0], "expand1": [0], "deep1": [0], "project1": [0], "pooled": [0]},
+        "trt": STEM | {"expand0": [0], "deep0": [0], "project0": [0], "expand1": [0], "deep1": [0], "project1": [0]},
     },
     "relu6": {"cpu": STEM | {"deep": [0], "last": [0], "pooled": [0]}, "trt": STEM | {"deep": [0], "last": [0]}},
     "gate": {
@@ -100,7 +105,8 @@ def constants(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 
 
 def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if node.name == name)
+    found: onnx.NodeProto = next(node for node in model.graph.node if node.name == name)
+    return found
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -112,7 +118,9 @@ def test_who_reads_integers(name: str, target: Target) -> None:
     assert plan.reads == {(node, slot) for node, slots in READS[name][target].items() for slot in slots}
 
 
-@pytest.mark.parametrize(("name", "made", "source"), [("pooled", "small", "stem_relu"), ("resized", "large", "stem_relu")])
+@pytest.mark.parametrize(
+    ("name", "made", "source"), [("pooled", "small", "stem_relu"), ("resized", "large", "stem_relu")]
+)
 def test_what_only_moves_values_keeps_their_scale(name: str, made: str, source: str) -> None:
     """A second scale would be a second rounding, and ONNX Runtime would not run the operator on bytes."""
     plan = plan_of(prepared(TOPOLOGIES[name]()), "cpu")
@@ -232,7 +240,9 @@ def test_weights_for_tensorrt_lie_on_their_grid() -> None:
     values = constants(model)
 
     for layer in plan.layers:
-        quantizer = next(n for n in model.graph.node if n.output[0] == node_of(model, layer).input[1][:-4] + "quantized")
+        quantizer = next(
+            n for n in model.graph.node if n.output[0] == node_of(model, layer).input[1][:-4] + "quantized"
+        )
         steps = values[quantizer.input[0]] / values[quantizer.input[1]][:, None, None, None]
         assert np.abs(steps - np.rint(steps)).max() < 1e-4
         assert np.abs(steps).max() <= 127.001
@@ -243,7 +253,9 @@ def test_activations_before_a_symmetric_quantizer_are_still_there(name: str) -> 
     """An asymmetric grid from 0 computes a ReLU by itself, a symmetric one lets negative values through."""
     graph, _, data = emitted(name, "trt")
 
-    counts = [sum(n.op_type == "Relu" for n in model.graph.node) for model in (graph.model, onnx.load_from_string(data))]
+    counts = [
+        sum(n.op_type == "Relu" for n in model.graph.node) for model in (graph.model, onnx.load_from_string(data))
+    ]
 
     assert counts[0] == counts[1] > 0
 

@@ -180,7 +180,7 @@ def test_correcting_makes_no_topology_worse(name: str, tmp_path: Path) -> None:
     fresh = pictures(32, seed=45)
     found = {}
     for correction in ("none", "weights"):
-        options = QuantizeOptions(correction=correction, equalize="none", method="minmax")  # type: ignore[arg-type]
+        options = QuantizeOptions(correction=correction, equalize="none", method="minmax")
         quantizer = Quantizer(model, pictures(32), options)
         wanted = run(quantizer.graph.model.SerializeToString(), fresh)
         found[correction] = snr(wanted, run(quantizer.quantize("cpu").graph, fresh))
@@ -191,9 +191,9 @@ def test_correcting_makes_no_topology_worse(name: str, tmp_path: Path) -> None:
 def wide() -> onnx.ModelProto:
     """Wide enough that a linear algebra library shares its work among threads."""
     net = Net()
-    last = net.feature("x", "stem", (3, 48), stride=2)
-    last = net.feature(last, "middle", (48, 48))
-    return net.classify(net.feature(last, "last", (48, 48)), channels=48)
+    last = net.feature("x", "stem", (3, 32), stride=2)
+    last = net.feature(last, "middle", (32, 32))
+    return net.classify(net.feature(last, "last", (32, 32)), channels=32)
 
 
 def digests(path: Path) -> list[str]:
@@ -208,12 +208,20 @@ def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
     """A bundle must come out the same on a laptop and on a server: sums in another order round other weights."""
     path = tmp_path / "m.onnx"
     saved(wide(), path)
-    script = f"import pathlib; from tests.optimize.test_reconstruct import digests; print(digests(pathlib.Path({str(path)!r})))"
+    script = (
+        "import pathlib; from tests.optimize.test_reconstruct import digests;"
+        f"print(digests(pathlib.Path({str(path)!r})))"
+    )
     root = Path(__file__).resolve().parents[2]
 
     printed = []
     for threads in ("1", "2"):
-        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(root),
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+        }
         done = subprocess.run(
             [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True
         )

@@ -6,20 +6,19 @@ newer one does something else, the lint's messages must be looked at again.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from optimize.quantize.emit import emit
-from optimize.quantize.graph import Graph, zones
+from optimize.quantize import QuantizeOptions, Quantizer, read_model
 from optimize.quantize.lint import lint
-from optimize.quantize.place import place
-from optimize.quantize.prepare import prepare
-from optimize.quantize.ranges import collect
-from optimize.quantize.reconstruct import Tuning, solve
-from tests.kit.float_models import SIDE, conv_classifier
+from tests.kit.float_models import SIDE, write_model
 from tests.kit.qdq_models import MISTAKES, node, qdq_net
+from tests.kit.topologies import TOPOLOGIES, pictures, saved
 from tests.kit.trt_parser import TrtError, build_plan, int8_convs, int8_share, log_lines, plan_layers
 
 pytestmark = pytest.mark.tensorrt
@@ -122,17 +121,31 @@ def test_a_tiny_scale_becomes_zero_in_fp16_and_is_refused() -> None:
         build_plan(in_half(model).SerializeToString())
 
 
-def test_our_graph_for_tensorrt_runs_in_int8_where_it_is_meant_to() -> None:
+def test_our_graph_for_tensorrt_runs_in_int8_where_it_is_meant_to(tmp_path: Path) -> None:
     """All convolutions but the head's."""
-    model = onnx.load_model_from_string(conv_classifier())
-    graph = Graph(onnx.shape_inference.infer_shapes(prepare(model, "kit")))
-    plan = place(graph, zones(graph, "logits"), "trt")
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (1, SIDE, SIDE, 3), dtype=np.uint8) for _ in range(4)]
-    stats = collect(graph.model, "image", images, sorted(set(plan.tensors.values())))
-    emitted = emit(graph, plan, solve(graph, plan, stats, images, Tuning(method="minmax", correction="none")))
+    quantizer = Quantizer(
+        read_model(write_model(tmp_path / "m.onnx")), calibration(4), QuantizeOptions(method="minmax")
+    )
+    found = quantizer.quantize("trt")
 
-    share = int8_share(emitted.SerializeToString())
+    share = int8_share(found.graph)
 
     assert (share.int8, share.meant) == (2, 2)
-    assert [f for f in lint(emitted, targets=("trt",)) if f.severity == "error"] == []
+    assert [f for f in lint(onnx.load_model_from_string(found.graph), targets=("trt",)) if f.severity == "error"] == []
+
+
+def calibration(count: int) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (1, SIDE, SIDE, 3), dtype=np.uint8) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", sorted(TOPOLOGIES))
+def test_every_way_of_joining_layers_runs_in_int8(name: str, tmp_path: Path) -> None:
+    """Where our quantizers stand is right only if TensorRT's fusions take them."""
+    options = QuantizeOptions(method="minmax", equalize="none", correction="none")
+    found = Quantizer(saved(TOPOLOGIES[name](), tmp_path / "m.onnx"), pictures(4), options).quantize("trt")
+
+    share = int8_share(found.graph)
+
+    assert share.meant == len(found.plan.layers)
+    assert share.int8 == share.meant, share.floats

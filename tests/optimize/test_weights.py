@@ -63,7 +63,9 @@ def float_layer(shape: tuple[int, int, int, int, int] | None, weights: NDArray[n
     else:
         channels, _, kernel, groups, stride = shape
         pads = [kernel // 2] * 4
-        node = helper.make_node("Conv", ["x", "w", "b"], ["y"], name="layer", pads=pads, group=groups, strides=[stride] * 2)
+        node = helper.make_node(
+            "Conv", ["x", "w", "b"], ["y"], name="layer", pads=pads, group=groups, strides=[stride] * 2
+        )
         sides = [1, channels, 14, 14]
     graph = helper.make_graph(
         [node],
@@ -195,7 +197,9 @@ def test_neighbours_never_exceed_what_16_bits_hold(shape: tuple[int, ...], kind:
     rows = pattern(kind, (12, products), rng).astype(np.float64)[None]
     pairs = paired_columns(shape)
 
-    found = round_weights(rows, correlated(products, rng) if with_moments else None, pairs=pairs, floor=np.zeros((1, 12)))
+    found = round_weights(
+        rows, correlated(products, rng) if with_moments else None, pairs=pairs, floor=np.zeros((1, 12))
+    )
 
     steps = found.steps.astype(int)
     sums = steps[:, 1:] + steps[:, :-1]

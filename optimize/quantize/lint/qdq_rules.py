@@ -253,7 +253,10 @@ def _q_without_dq(layer: str, reader: str | None) -> Finding:
 
 
 def halves(network: Network) -> Iterator[Finding]:
-    """`half-quantized-layer`: a layer that reads INT8 values and float weights, or the other way round."""
+    """`half-quantized-layer`: a layer that reads INT8 values and float weights, or the other way round.
+
+    Integer kernels of a CPU give integers only, so there a float head reads rounded values, and it is no mistake.
+    """
     for node in network.graph.nodes:
         if node.op_type not in COMPUTE or len(node.input) < 2:
             continue
@@ -268,7 +271,7 @@ def halves(network: Network) -> Iterator[Finding]:
         yield Finding(
             rule="half-quantized-layer",
             severity="warning",
-            target="both",
+            target="trt" if has_values else "both",
             layer=name_of(node),
             message=f"{what}: it computes in float, with the rounding of INT8",
             remedy="quantize both, or neither",
