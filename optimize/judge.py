@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agent.bundle import fit
 from agent.errors import ImageError
+from optimize.calibration import FittedImages
 from optimize.dataset import Dataset, Sample, read_image
 from optimize.errors import DataError
 from optimize.progress import Progress, SilentProgress
@@ -30,6 +30,9 @@ __all__ = ["Judge", "Loss"]
 
 CORNER_FORMS = frozenset({"pair", "final"})
 """Exports whose boxes are x0, y0, x1, y1; the others give centre, width and height."""
+
+KEPT_BYTES = 512e6
+"""Pictures are kept in memory up to here; more of them are read again for every graph."""
 
 Outputs = list["NDArray[np.float32]"]
 
@@ -79,17 +82,17 @@ class Judge:
         self._model = model
         self._is_detector = model.task == "detect"
         progress = progress or SilentProgress()
-        pairs = [
-            (s, p) for s in progress.track(dataset.samples, "reading val images") if (p := self._fitted(s)) is not None
-        ]
-        if not pairs:
+        samples = [s for s in progress.track(dataset.samples, "reading val images") if _is_readable(s)]
+        if not samples:
             raise DataError(
                 f"{dataset.root}: no val image can be read",
                 hint="`defect-opt data check DIR` names the files that can't be read",
             )
-        self.pictures = [picture for _, picture in pairs]
-        index = {name: i for i, name in enumerate(model.classes or sorted({str(s.label) for s, _ in pairs}))}
-        self._labels = [index.get(str(sample.label), -1) for sample, _ in pairs]
+        fitted = FittedImages(samples, model.input)
+        bytes_each = 3 * model.input.width_px * model.input.height_px
+        self.pictures: Sequence[NDArray[np.uint8]] = list(fitted) if len(samples) * bytes_each < KEPT_BYTES else fitted
+        index = {name: i for i, name in enumerate(model.classes or sorted({str(s.label) for s in samples}))}
+        self._labels = [index.get(str(sample.label), -1) for sample in samples]
         self.reference = self.outputs(bytes_from_model(model.proto), is_fused=True)
 
     def outputs(self, graph: bytes, *, is_fused: bool) -> list[Outputs]:
@@ -149,8 +152,10 @@ class Judge:
                 rows = np.concatenate([rows[:, :2] - half, rows[:, :2] + half], axis=1)
             yield rows, scores[0]
 
-    def _fitted(self, sample: Sample) -> NDArray[np.uint8] | None:
-        try:
-            return fit(read_image(sample.path), self._model.input)[None]
-        except ImageError:
-            return None
+
+def _is_readable(sample: Sample) -> bool:
+    try:
+        read_image(sample.path)
+    except ImageError:
+        return False
+    return True

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
 from agent.bundle import open_bundle
@@ -17,6 +18,7 @@ from optimize.build import BuildReport, build
 from optimize.dataset import data_digest, read_dataset
 from optimize.errors import DataError, ModelError, OptimizeError, RecipeError
 from optimize.inputs import draft_manifest, gather, severity_by_name
+from optimize.quantize.cache import read_cache
 from optimize.recipe import ClassRecipe, PolicyRecipe, QuantizeRecipe, Recipe
 from tests.kit.commands import Ran, run_command
 from tests.kit.float_models import CLASSES, picture, write_model, write_parts
@@ -260,6 +262,40 @@ def test_int8_is_as_good_as_float_and_smaller(report: BuildReport) -> None:
     assert fusion.reads_bytes
     assert report.fitted["trt"].loss.drop_points <= 100 / 36
     assert report
+
+
+def test_ranges_sensitivities_and_a_calibration_cache_lie_beside_the_graphs(report: BuildReport) -> None:
+    """An auditor asks what was measured; DLA and TensorRT 8 ask for the cache, by the float graph's tensor names."""
+    bundle = report.bundle
+    float_graph = onnx.load_model_from_string(bundle.graph("fp32"))
+    ranges = json.loads(bundle.read("ranges.json"))
+    sensitivities = json.loads(bundle.read("sensitivity.json"))
+    cache = read_cache(bundle.read("calib.cache"))
+
+    assert {"cpu", "trt", "equalization"} <= set(ranges)
+    assert {entry["layer"] for entry in sensitivities["cpu"]["layers"]} == {"conv1", "conv2"}
+    made = {name for node in float_graph.graph.node for name in node.output}
+    assert {"logits", "embedding", "cam"} <= set(cache) <= made
+    assert all(scale > 0 for scale in cache.values())
+
+
+def test_goldens_hold_what_an_engine_of_the_tensorrt_graph_must_come_near(report: BuildReport) -> None:
+    """The device compiles it and replays them."""
+    for golden in report.bundle.goldens():
+        logits = {kind: outputs["logits"] for kind, outputs in golden.outputs.items()}
+        assert set(logits) == {"fp32", "cpu", "trt"}
+        assert logits["trt"].argmax() == logits["fp32"].argmax()
+        assert not np.array_equal(logits["trt"], logits["fp32"])
+
+
+def test_a_cpu_alone_may_be_asked_for(parts: Path, model: Path, tmp_path: Path) -> None:
+    """Half the time, where no Jetson is in the plant."""
+    ran = run_build(tmp_path, "--model", model, "--data", parts, "--calib", parts, "--target", "cpu", "--json")
+
+    assert ran.code == 0
+    bundle = open_bundle(tmp_path / "m-1.0.0.defect")
+    assert set(bundle.manifest.graphs) == {"fp32", "cpu"}
+    assert "calib.cache" not in bundle.entries
 
 
 def test_two_builds_give_the_same_bytes(report: BuildReport, parts: Path, model: Path, tmp_path: Path) -> None:
