@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from optimize.budget import Fitted
+from optimize.errors import ModelError
 from optimize.progress import Progress
 from optimize.quantize.cache import write_cache
 from optimize.quantize.place import Target
@@ -14,7 +16,7 @@ from optimize.quantize.quantizer import Quantizer
 from optimize.quantize.search import sensitivity_json
 from optimize.quantize.stability import ranges_json, stability
 
-__all__ = ["CACHE", "RANGES", "SENSITIVITY", "sidecar_files"]
+__all__ = ["CACHE", "RANGES", "SENSITIVITY", "Sidecar", "sidecar_files"]
 
 RANGES, SENSITIVITY, CACHE = "ranges.json", "sensitivity.json", "calib.cache"
 
@@ -22,9 +24,24 @@ CACHE_VERSION = "8.6.1"
 """The TensorRT named in the cache's first line; later ones that read caches do not compare it."""
 
 
-def sidecar_files(
-    quantizer: Quantizer, fitted: Mapping[Target, Fitted], seed: int, progress: Progress
-) -> dict[str, bytes]:
+LEAST = 1e-6
+"""What stands for the range of a tensor that is always 0: a cache knows no zero."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar:
+    """Files beside the graphs.
+
+    Attributes:
+        files: by name in the bundle.
+        warnings: what could not be written, one sentence each.
+    """
+
+    files: Mapping[str, bytes]
+    warnings: tuple[str, ...] = ()
+
+
+def sidecar_files(quantizer: Quantizer, fitted: Mapping[Target, Fitted], seed: int, progress: Progress) -> Sidecar:
     """Write them; the same graphs and pictures give the same bytes.
 
     Args:
@@ -42,9 +59,13 @@ def sidecar_files(
         RANGES: _canonical(ranges),
         SENSITIVITY: sensitivity_json({target: (found.ranking, found.result) for target, found in fitted.items()}),
     }
-    if "trt" in fitted:
-        files[CACHE] = write_cache(quantizer.float_ranges(progress), version=CACHE_VERSION)
-    return files
+    if "trt" not in fitted:
+        return Sidecar(files=files)
+    largest = {name: max(value, LEAST) for name, value in quantizer.float_ranges(progress).items()}
+    try:
+        return Sidecar(files={**files, CACHE: write_cache(largest, version=CACHE_VERSION)})
+    except ModelError as error:
+        return Sidecar(files=files, warnings=(f"no {CACHE}, which only DLA and TensorRT 8 need: {error.message}",))
 
 
 def _canonical(value: Any) -> bytes:

@@ -60,6 +60,9 @@ __all__ = ["BuildReport", "build", "drop_points"]
 GOLDENS = 24
 """Golden inputs of a bundle: enough to show a kernel that computes differently, few enough to ship."""
 
+LOW_SNR_DB = 15
+"""Below it decisions near a limit change: the noise is over a sixth of the signal. NEU's networks reach 20 to 38 dB."""
+
 MIN_GOLDENS = 10
 PARITY_PICTURES = 8
 
@@ -179,7 +182,7 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
     progress.step(f"writing {inputs.out}")
     manifest = _manifest(plan, inputs, measured, fitted, choice)
     beside = sidecar_files(quantizer, fitted, inputs.recipe.seed, progress)
-    bundle = pack_bundle(inputs.out, manifest, {**files, **golden_files(goldens), **beside})
+    bundle = pack_bundle(inputs.out, manifest, {**files, **golden_files(goldens), **beside.files})
     report = BuildReport(
         bundle=bundle,
         report_path=inputs.out.with_suffix(".build.json"),
@@ -193,7 +196,7 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
         cpu_graph_why=choice.why,
         machine=describe(inputs.recipe.threads),
         seconds=time.monotonic() - started,
-        warnings=tuple(_warnings(inputs, fitted, measured, choice, goldens)),
+        warnings=(*_warnings(inputs, fitted, measured, choice, goldens), *beside.warnings),
     )
     _write_report(report)
     return report
@@ -211,7 +214,7 @@ def _options(inputs: Inputs) -> QuantizeOptions:
 
 
 def _fitted(quantizer: Quantizer, inputs: Inputs, pictures: FittedImages, progress: Progress) -> dict[Target, Fitted]:
-    judge = Judge(inputs.model, inputs.val, progress)
+    judge = Judge(inputs.model, [c.name for c in inputs.classes], inputs.val, progress)
     return {
         target: fit_budget(
             quantizer,
@@ -222,7 +225,7 @@ def _fitted(quantizer: Quantizer, inputs: Inputs, pictures: FittedImages, progre
             calibration=pictures,
             progress=progress,
         )
-        for target in inputs.recipe.targets
+        for target in inputs.recipe.all_targets
     }
 
 
@@ -277,7 +280,7 @@ def _provenance(inputs: Inputs) -> dict[str, Any]:
         "recipe": {
             "quantize": dataclasses.asdict(recipe.quantize),
             "max_drop_points": recipe.max_drop_points,
-            "targets": list(recipe.targets),
+            "targets": list(recipe.all_targets),
             "preprocess": None if recipe.preprocess is None else dataclasses.asdict(recipe.preprocess),
             "seed": recipe.seed,
         },
@@ -296,6 +299,12 @@ def _warnings(
     yield from inputs.model.notes
     yield from (warning for found in fitted.values() for warning in found.integer.warnings)
     yield from choice.warnings
+    for target, found in fitted.items():
+        if found.loss.snr_db < LOW_SNR_DB:
+            yield (
+                f"{target}: INT8's scores are only {found.loss.snr_db:.1f} dB from the float graph's, {LOW_SNR_DB:g} "
+                "and more are usual: look at the calibration pictures before you ship it, whatever the drop says"
+            )
     for target, found in fitted.items():
         if found.result is not None and found.reasons:
             yield from (f"{target}: {sentence}" for sentence in found.result.advice)

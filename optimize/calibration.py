@@ -139,7 +139,7 @@ def pick_calibration(
             hint="take them out of one of the two: calibrated on test pictures, test numbers are worth nothing",
         )
     shared_val = _shared(prints, val, progress, "comparing with the val images")
-    return Calibration(dataset=chosen, warnings=tuple(_warnings(chosen, classes, shared_val)))
+    return Calibration(dataset=chosen, warnings=(*_alike(chosen, prints), *_warnings(chosen, classes, shared_val)))
 
 
 def _selected(dataset: Dataset, selection: Selection, progress: Progress) -> Dataset:
@@ -235,6 +235,16 @@ def _shared(prints: Mapping[str, Sample], others: Iterable[Sample], progress: Pr
         if mine is not None:
             found[mine.file] = mine.file if mine.file == other.file else f"{mine.file} (the same as {other.file})"
     return [found[file] for file in sorted(found)]
+
+
+def _alike(dataset: Dataset, prints: Mapping[str, Sample]) -> Iterator[str]:
+    """Pictures that are the same, pixel by pixel: they show a range once, however many there are."""
+    distinct = sum(name.startswith("pixels ") for name in prints)
+    if distinct < len(dataset):
+        yield (
+            f"{len(dataset) - distinct} of {len(dataset)} calibration images are the same picture as another one: only "
+            f"{distinct} different ones are there to read ranges off"
+        )
 
 
 def _warnings(dataset: Dataset, classes: Sequence[str], shared_val: list[str]) -> Iterator[str]:

@@ -71,6 +71,7 @@ class Judge:
 
     Args:
         model: the float model.
+        classes: names in the order of its outputs.
         dataset: pictures; labelled for a classifier. Those that can't be read are left out: `evaluate` reports them.
         progress: hears what is read.
 
@@ -78,7 +79,9 @@ class Judge:
         DataError: no picture can be read.
     """
 
-    def __init__(self, model: FloatModel, dataset: Dataset, progress: Progress | None = None) -> None:
+    def __init__(
+        self, model: FloatModel, classes: Sequence[str], dataset: Dataset, progress: Progress | None = None
+    ) -> None:
         self._model = model
         self._is_detector = model.task == "detect"
         progress = progress or SilentProgress()
@@ -91,7 +94,7 @@ class Judge:
         fitted = FittedImages(samples, model.input)
         bytes_each = 3 * model.input.width_px * model.input.height_px
         self.pictures: Sequence[NDArray[np.uint8]] = list(fitted) if len(samples) * bytes_each < KEPT_BYTES else fitted
-        index = {name: i for i, name in enumerate(model.classes or sorted({str(s.label) for s in samples}))}
+        index = {name: i for i, name in enumerate(classes)}
         self._labels = [index.get(str(sample.label), -1) for sample in samples]
         self.reference = self.outputs(bytes_from_model(model.proto), is_fused=True)
 

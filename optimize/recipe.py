@@ -164,6 +164,11 @@ class Recipe:
     seed: int = _key(0, low=0, high=2**32 - 1)
     threads: int = _key(1, low=1, high=256)
 
+    @property
+    def all_targets(self) -> tuple[Literal["cpu", "trt"], ...]:
+        """The targets with `cpu` among them, whatever was written: every device can fall back to its CPU."""
+        return ("cpu", "trt") if "trt" in self.targets else ("cpu",)
+
     def policy_spec(self) -> PolicySpec:
         """The limits as the manifest has them.
 

@@ -129,7 +129,8 @@ def _lines(report: BuildReport, recipe: Recipe) -> Iterator[str]:
         yield f"warning: {warning}"
     yield ""
     data = recipe.data or recipe.val
-    yield f"Next: defect-opt evaluate {report.bundle.path} --data {data}{' --split test' if recipe.data else ''}"
+    has_splits = recipe.data is not None and (recipe.data / "splits.csv").exists()
+    yield f"Next: defect-opt evaluate {report.bundle.path} --data {data}{' --split test' if has_splits else ''}"
 
 
 def _table(report: BuildReport) -> Iterator[str]:

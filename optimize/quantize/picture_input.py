@@ -29,6 +29,8 @@ CONTROL = frozenset({"If", "Loop", "Scan"})
 
 Layout = Literal["nchw", "nhwc", "bytes"]
 
+FLOAT32_HINT = "export it in float32 (in PyTorch: model.float() before torch.onnx.export); INT8 is made from that"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
@@ -73,7 +75,7 @@ def find_picture(path: Path, model: onnx.ModelProto, given: PreprocessRecipe | N
         return Picture(name=value.name, layout="bytes", channels=3, batch=1, width_px=sides[2], height_px=sides[1])
     if kind != "float" or len(sides) != 4:
         wanted = "[1, H, W, 3] uint8 (RGB, normalization inside), or [N, C, H, W] or [N, H, W, C] float"
-        refuse(path, f"{got}, expected {wanted}", EXPORT_HINT)
+        refuse(path, f"{got}, expected {wanted}", FLOAT32_HINT if kind in ("float16", "bfloat16") else EXPORT_HINT)
     layout = _layout(path, got, sides, given)
     channels, height, width = (sides[1], *sides[2:]) if layout == "nchw" else (sides[3], *sides[1:3])
     if channels not in (1, 3):

@@ -35,8 +35,9 @@ def prepare(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         source: what messages call it.
 
     Raises:
-        ModelError: ONNX Runtime can't open or optimize the graph.
+        ModelError: ONNX Runtime can't open or optimize the graph, or its weights are no numbers.
     """
+    _check_finite(model, source)
     prepared = _optimized(model, source)
     _name_nodes(prepared)
     _separate_constants(prepared)
@@ -60,6 +61,18 @@ def with_constants(model: onnx.ModelProto, values: Mapping[str, NDArray[np.float
         if tensor.name in values:
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[tensor.name]), tensor.name))
     return copy
+
+
+def _check_finite(model: onnx.ModelProto, source: str) -> None:
+    from onnx import numpy_helper
+
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ModelError(
+                f"{source}: {tensor.name}: holds numbers that are not finite (NaN or infinity)",
+                hint="the training went wrong, or the file was damaged: train or export it again",
+            )
 
 
 def _optimized(model: onnx.ModelProto, source: str) -> onnx.ModelProto:

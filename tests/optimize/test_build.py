@@ -367,6 +367,81 @@ def test_what_ruins_naive_int8_is_healed_without_labels(parts: Path, loud_model:
     assert ran.json["drop_points"] <= 3
 
 
+def test_labels_are_the_recipes_classes_in_the_models_order(tmp_path: Path) -> None:
+    """Outputs are not in the order of the alphabet; a loss judged by wrong labels would decide the gate."""
+    names = ("z_good", "b_scratch", "a_spot")
+    data = write_parts(tmp_path / "data", SPLITS)
+    table = data / "splits.csv"
+    text = table.read_text(encoding="utf-8")
+    for old, new in zip(CLASSES, names, strict=True):
+        text = text.replace(f",{old},", f",{new},")
+    table.write_text(text, encoding="utf-8")
+    path = write_model(tmp_path / "m.onnx", with_classes=False)
+    classes = tuple(ClassRecipe(name=name, severity="major") for name in names)
+
+    found = build(gather(Recipe(model=path, data=data, calib=data, out=tmp_path / "a.defect", classes=classes)))
+
+    for target, kind in (("cpu", "cpu"), ("trt", "fp32")):
+        accuracy = found.fitted[target].loss.accuracy  # type: ignore[index]
+        assert accuracy == pytest.approx(found.cards[kind].accuracy, abs=0.03)
+
+
+def test_a_recipe_for_tensorrt_alone_keeps_the_cpus_graph(parts: Path, model: Path, tmp_path: Path) -> None:
+    """Every device can fall back to its CPU; the template says so."""
+    recipe = "quantize: {cpu_graph: int8}\ntargets: [trt]\n"
+
+    ran = run_build(tmp_path, "--model", model, "--data", parts, "--calib", parts, "--json", recipe=recipe)
+
+    assert ran.code == 0
+    assert set(ran.json["targets"]) == {"cpu", "trt"}
+
+
+def test_black_calibration_pictures_do_not_end_the_build_but_are_said(parts: Path, model: Path, tmp_path: Path) -> None:
+    """Tensors that are always 0 exist in bought models too; pictures that are all alike are a mistake worth a word."""
+    (tmp_path / "black").mkdir()
+    for i in range(10):
+        cv2.imwrite(str(tmp_path / "black" / f"{i}.png"), np.zeros((32, 32, 3), np.uint8))
+
+    ran = run_build(tmp_path, "--model", model, "--data", parts, "--calib", tmp_path / "black", "--json")
+
+    assert ran.code == 0
+    assert any("the same picture" in warning for warning in ran.json["warnings"])
+    assert any("dB" in warning for warning in ran.json["warnings"])
+
+
+def test_a_tensor_name_that_no_cache_can_hold_costs_the_cache_alone(parts: Path, tmp_path: Path) -> None:
+    """A name must not throw away minutes of work."""
+    path = write_model(tmp_path / "m.onnx")
+    named = onnx.load(path)
+    for node in named.graph.node:
+        for names in (node.input, node.output):
+            for slot, name in enumerate(names):
+                if name == "r1":
+                    names[slot] = "r: 1"
+    onnx.save(named, path)
+
+    ran = run_build(tmp_path, "--model", path, "--data", parts, "--calib", parts, "--json")
+
+    assert ran.code == 0
+    assert any("calib.cache" in warning for warning in ran.json["warnings"])
+
+
+def test_weights_that_are_no_numbers_are_named(parts: Path, tmp_path: Path) -> None:
+    """Not blamed on the preprocessing."""
+    path = write_model(tmp_path / "m.onnx")
+    broken = onnx.load(path)
+    weight = next(tensor for tensor in broken.graph.initializer if tensor.name == "second")
+    value = onnx.numpy_helper.to_array(weight).copy()
+    value.flat[0] = np.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(value, "second"))
+    onnx.save(broken, path)
+
+    ran = run_build(tmp_path, "--model", path, "--data", parts, "--calib", parts)
+
+    assert ran.code == 2
+    assert "second: holds numbers that are not finite" in ran.err
+
+
 def test_without_a_budget_no_gate_is_set(parts: Path, loud_model: Path, tmp_path: Path) -> None:
     """A gate that nobody asked for would stop a build for a reason that nobody knows."""
     recipe = Recipe(model=loud_model, data=parts, calib=parts, out=tmp_path / "a.defect", quantize=INT8)

@@ -206,6 +206,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if not (args.data / "splits.csv").is_file():
         print(f"bench: {args.data}: no splits.csv there\nTry: --data DIR with NEU-DET", file=sys.stderr)
         return 2
+    if args.models is not None and not args.models.is_dir():
+        print(f"bench: {args.models}: no such folder\nTry: --models DIR with the four float nets", file=sys.stderr)
+        return 2
     args.work = args.work.absolute()
     args.work.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
