@@ -50,6 +50,9 @@ SCALE_FREE = frozenset(
 MAX_FACTOR = 1e4
 """Loudest that a channel is made; what is quieter than one part in ten thousand carries nothing."""
 
+FAR = 10.0
+"""How many times as large or small as the usual row an unseen channel's must be to be touched."""
+
 HEADROOM = 1.1
 """How far beyond what was seen a channel may go before it meets ReLU6's limit earlier than it used to."""
 
@@ -87,7 +90,7 @@ def equalize(model: onnx.ModelProto, stats: Mapping[str, TensorStats], *, streng
     weights = {name: layer.weight.astype(np.float64) for name, layer in layers.items()}
     biases = {name: None if layer.bias is None else layer.bias.astype(np.float64) for name, layer in layers.items()}
     for group in find_groups(graph):
-        factor = _factors(group, stats, strength)
+        factor = _factors(group, stats, strength, _row_sizes(layers[group.makers[0]], weights))
         if factor is None:
             continue
         for name in group.makers:
@@ -197,7 +200,20 @@ class _Groups:
         return ones[0] if len(ones) == 1 else None
 
 
-def _factors(group: ChannelGroup, stats: Mapping[str, TensorStats], strength: float) -> NDArray[np.float64] | None:
+def _row_sizes(maker: Layer, weights: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Per channel the largest weight that makes it."""
+    weight = np.abs(weights[maker.name])
+    return np.asarray(weight.max(axis=tuple(i for i in range(weight.ndim) if i != maker.axis)))
+
+
+def _factors(
+    group: ChannelGroup, stats: Mapping[str, TensorStats], strength: float, rows: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    """What each channel is multiplied by; None when nothing is known of the group.
+
+    A channel that was never seen alive has no loudness. Where its row is far from the others', it is brought to them:
+    the first part that wakes it must not find it a hundred times too quiet for the grid.
+    """
     seen = [stats[name] for name in group.tensors if name in stats]
     if not seen or strength <= 0:
         return None
@@ -208,6 +224,12 @@ def _factors(group: ChannelGroup, stats: Mapping[str, TensorStats], strength: fl
     reference = min(float(loud.max()), group.limit)
     factor = np.ones_like(loud)
     factor[alive] = np.clip((reference / loud[alive]) ** strength, 1 / MAX_FACTOR, MAX_FACTOR)
+    unseen = ~alive & (rows > 0)
+    usual = float(np.median(rows[alive] * factor[alive]))
+    if usual > 0:
+        away = usual / np.maximum(rows, 1e-30)
+        unseen &= (away > FAR) | (away < 1 / FAR)
+        factor[unseen] = np.clip(away[unseen], 1 / MAX_FACTOR, MAX_FACTOR)
     if np.isfinite(group.limit):
         room = np.maximum(group.limit / (HEADROOM * np.maximum(loud, 1e-30)), 1.0)
         factor = np.clip(factor, 1.0, room)
