@@ -196,6 +196,22 @@ def test_dead_channels_are_left_as_they_are() -> None:
     assert same_function(before, after)
 
 
+def test_a_channel_that_calibration_never_woke_is_brought_to_the_others_by_its_row() -> None:
+    """The first part that wakes it must not find it a hundred times too quiet for the grid."""
+    net = Net()
+    first = net.feature("x", "stem", (3, WIDTH), stride=2)
+    weights = net.value("stem.weight").copy()
+    weights[2] *= 0.003
+    net.constant("stem.weight", weights)
+    net.constant("stem.bias", np.where(np.arange(WIDTH) == 2, -10.0, 0.0))
+
+    before, after = equalized(net.classify(net.feature(first, "last", (WIDTH, WIDTH))))
+
+    sizes = np.abs(find_layers(after)["stem"].rows()).max(axis=1)
+    assert sizes[2] == pytest.approx(float(np.median(np.delete(sizes, 2))), rel=1e-3)
+    assert same_function(before, after)
+
+
 def test_a_tensor_that_is_all_zero_changes_nothing() -> None:
     """A layer that never says anything."""
     net = Net()
