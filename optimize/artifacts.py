@@ -23,7 +23,6 @@ RANGES, SENSITIVITY, CACHE = "ranges.json", "sensitivity.json", "calib.cache"
 CACHE_VERSION = "8.6.1"
 """The TensorRT named in the cache's first line; later ones that read caches do not compare it."""
 
-
 LEAST = 1e-6
 """What stands for the range of a tensor that is always 0: a cache knows no zero."""
 
@@ -34,10 +33,12 @@ class Sidecar:
 
     Attributes:
         files: by name in the bundle.
+        growing: tensors whose range would go on growing with more calibration pictures.
         warnings: what could not be written, one sentence each.
     """
 
     files: Mapping[str, bytes]
+    growing: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
 
@@ -60,12 +61,13 @@ def sidecar_files(quantizer: Quantizer, fitted: Mapping[Target, Fitted], seed: i
         SENSITIVITY: sensitivity_json({target: (found.ranking, found.result) for target, found in fitted.items()}),
     }
     if "trt" not in fitted:
-        return Sidecar(files=files)
+        return Sidecar(files=files, growing=report.growing)
     largest = {name: max(value, LEAST) for name, value in quantizer.float_ranges(progress).items()}
     try:
-        return Sidecar(files={**files, CACHE: write_cache(largest, version=CACHE_VERSION)})
+        return Sidecar(files={**files, CACHE: write_cache(largest, version=CACHE_VERSION)}, growing=report.growing)
     except ModelError as error:
-        return Sidecar(files=files, warnings=(f"no {CACHE}, which only DLA and TensorRT 8 need: {error.message}",))
+        why = f"no {CACHE}, which only DLA and TensorRT 8 need: {error.message}"
+        return Sidecar(files=files, growing=report.growing, warnings=(why,))
 
 
 def _canonical(value: Any) -> bytes:

@@ -84,7 +84,7 @@ def fit_budget(
     integer = quantizer.quantize(target)
     loss = judge.loss(integer.graph, target)
     over = max_drop is not None and loss.drop_points > max_drop
-    ranking = _ranking(quantizer, target, calibration, RANKED_ON * (4 if over else 1), progress)
+    ranking = _ranking(quantizer, integer, calibration, RANKED_ON * (4 if over else 1), progress)
     if max_drop is None or not over:
         return Fitted(integer=integer, loss=loss, ranking=ranking, result=None, reasons=())
     result = search(
@@ -103,7 +103,7 @@ def fit_budget(
 
 
 def _ranking(
-    quantizer: Quantizer, target: Target, pictures: Sequence[NDArray[np.uint8]], count: int, progress: Progress
+    quantizer: Quantizer, whole: IntegerGraph, pictures: Sequence[NDArray[np.uint8]], count: int, progress: Progress
 ) -> tuple[LayerSensitivity, ...]:
     """What each integer layer costs, judged on calibration pictures, which need no labels."""
     places = np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int))
@@ -114,10 +114,9 @@ def _ranking(
     float_graph = session_of(bytes_from_model(quantizer.model.proto))
     reference = np.stack([run[0] for run in outputs_of(float_graph, [output], picked)])
     probe = Probe(images=picked, reference=reference, output=output)
-    integer = quantizer.quantize(target).plan.layers
-    layers = [name for name in quantizer.layers if name in integer]
+    layers = [name for name in quantizer.layers if name in whole.plan.layers]
     return sensitivity(
-        lambda names: quantizer.quantize(target, names).graph, layers, probe, limit=count, progress=progress
+        lambda names: quantizer.quantize(whole.target, names).graph, layers, probe, limit=count, progress=progress
     )
 
 

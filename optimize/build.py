@@ -53,7 +53,6 @@ from optimize.quantize.model import bytes_from_model
 from optimize.quantize.parity import AdoptionCheck, check_adoption
 from optimize.quantize.place import Target
 from optimize.quantize.quantizer import QuantizeOptions, Quantizer
-from optimize.quantize.stability import stability
 
 __all__ = ["BuildReport", "build", "drop_points"]
 
@@ -191,7 +190,7 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
         size_bytes={"int8" if kind == "cpu" else kind: len(data) for kind, data in graphs.items()},
         latency_ms={"int8" if kind == "cpu" else kind: measured.latency_ms[kind] for kind in CPU_KINDS},
         equalization=quantizer.strength,
-        growing=stability(quantizer.stats, inputs.recipe.seed).growing,
+        growing=beside.growing,
         adoption=adoption,
         cpu_graph_why=choice.why,
         machine=describe(inputs.recipe.threads),

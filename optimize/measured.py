@@ -109,12 +109,13 @@ def measure(draft: Bundle, inputs: Inputs, progress: Progress) -> Measured:
     """
     threads = inputs.recipe.threads
     cards = {}
-    sound = _readable(inputs.val)
     if inputs.model.task == "classify":
         for kind in CPU_KINDS:
             progress.step(f"evaluating {'int8' if kind == 'cpu' else kind} on val")
             cards[kind], _ = evaluate(draft, inputs.val, _engine_config(kind, threads), progress=progress)
         sound = _sound(inputs.val, tuple(cards.values()))
+    else:
+        sound = _readable(inputs.val)
     progress.step("timing fp32 and int8 in turn")
     configs = {kind: _engine_config(kind, threads) for kind in CPU_KINDS}
     latency = median_latency(draft, configs, list(FittedImages(sound[:16], inputs.model.input)))

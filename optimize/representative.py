@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from optimize.dataset import Sample, read_image
 from optimize.errors import DataError, ModelError
 from optimize.progress import Progress, SilentProgress
+from optimize.quantize.interpret import session_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,7 +108,7 @@ def embeddings(
     output = model.outputs.embedding
     if output is None:
         return None
-    session = _open(model)
+    session = session_of(model.proto.SerializeToString(), is_optimized=True)
     rows: list[NDArray[np.float32]] = []
     numbers: Sequence[int] = range(len(images))
     for index in (progress or SilentProgress()).track(numbers, "looking at what the pictures show"):
@@ -151,20 +152,6 @@ def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     light = np.concatenate([pixels.mean(axis=0), pixels.std(axis=0), low, high])
     parts = (np.asarray(small).reshape(-1), light)
     return np.concatenate([part / 255 / np.sqrt(part.size) for part in parts]).astype(np.float32)
-
-
-def _open(model: FloatModel) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    data = model.proto.SerializeToString()
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common root but this
-        raise ModelError(f"{model.path}: ONNX Runtime can't open it ({type(error).__name__})") from error
 
 
 def _stratum(sample: Sample) -> str:

@@ -127,6 +127,8 @@ def _lines(report: BuildReport, recipe: Recipe) -> Iterator[str]:
     yield f"gate: {'passed' if manifest.gate_passed else 'FAILED: ' + '; '.join(manifest.gate_reasons)}"
     for warning in report.warnings:
         yield f"warning: {warning}"
+    if report.bundle.manifest.task == "detect":
+        return  # nothing judges boxes yet: neither `evaluate` nor the agent
     yield ""
     data = recipe.data or recipe.val
     has_splits = recipe.data is not None and (recipe.data / "splits.csv").exists()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optimize.errors import ModelError
 from optimize.quantize.graph import Graph
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ class Interpreter:
             self._sessions[node.name] = self._open(node, values)
         session, names = self._sessions[node.name]
         feed = {name: value for name, value in zip(node.input, values, strict=True) if name and name in names}
-        return list(session.run(None, feed))
+        try:
+            return list(session.run(None, feed))
+        except Exception as error:  # onnxruntime's exceptions have no common root but this
+            raise ModelError(f"{node.name} ({node.op_type}): ONNX Runtime can't run it ({error})") from error
 
     def forget(self, node: onnx.NodeProto) -> None:
         """Close a node's session."""
@@ -90,6 +94,9 @@ def session_of(graph: bytes, *, threads: int = 1, is_optimized: bool = False) ->
         graph: the bytes of an ONNX file.
         threads: of one inference.
         is_optimized: whether operators may be fused, as on a device; else each is computed by itself.
+
+    Raises:
+        ModelError: ONNX Runtime can't open it.
     """
     import onnxruntime
 
@@ -99,4 +106,7 @@ def session_of(graph: bytes, *, threads: int = 1, is_optimized: bool = False) ->
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common root but this
+        raise ModelError(f"ONNX Runtime can't open the graph ({error})") from error

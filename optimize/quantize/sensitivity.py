@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimize.progress import Progress, SilentProgress
+from optimize.quantize.interpret import session_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,14 +94,7 @@ class Probe:
 
     def run(self, graph: bytes) -> NDArray[np.float32]:
         """A graph's output for these pictures, in the shape of `reference`; on one thread, so the same on repeats."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        levels = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if self.fused else levels.ORT_DISABLE_ALL
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = session_of(graph, is_optimized=self.fused)
         source = session.get_inputs()[0].name
         found = [session.run([self.output], {source: image})[0] for image in self.images]
         return np.asarray(found, dtype=np.float32).reshape(self.reference.shape)
