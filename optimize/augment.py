@@ -1,21 +1,29 @@
-"""Surfaces as they might also have looked: crops, symmetries, light, focus, noise.
+"""Surfaces as they might also have looked: crops, symmetries, small turns, light, focus, noise.
 
 A steel strip has no up and no left, lamps age, and a lens is never twice equally sharp; a network that has seen few
 pictures must not learn any of these. Each picture is changed by its own random generator, so that what it became
 depends on seed, epoch and image only, and a run that was interrupted goes on as if nothing had happened.
+
+A mask of the defect, where there is one, moves with the picture; light, focus and noise leave it alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Augmentation", "augment"]
+from optimize.errors import OptimizeError
+
+__all__ = ["Augmentation", "augment", "augmentation_from_text"]
+
+PAD = 128
+"""Grey level around a letterboxed picture, as on the device: 0 for the network."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +31,9 @@ class Augmentation:
     """How far pictures are changed.
 
     Attributes:
-        min_area: smallest share of the picture that a crop keeps, 0 to 1; 1 never crops.
+        min_area: smallest share of the picture that a crop keeps, 0.05 to 1; 1 never crops.
         is_upright: parts always lie the same way: no mirror images, no quarter turns.
+        angle: largest small turn in degrees, either way.
         light: strength of gain, offset, gamma and slope of the light; 0 leaves it.
         blur: share of pictures that are blurred.
         noise: share of pictures that get sensor noise.
@@ -33,15 +42,68 @@ class Augmentation:
 
     min_area: float = 0.5
     is_upright: bool = False
+    angle: float = 0.0
     light: float = 1.0
     blur: float = 0.2
     noise: float = 0.3
     cutout: float = 0.3
 
+    def __post_init__(self) -> None:
+        for name, low, high in _BOUNDS:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                shown = "crop" if name == "min_area" else name
+                raise OptimizeError(f"augment: {shown}: got {value}, expected {low:g} to {high:g}")
+
+
+_BOUNDS = (
+    ("min_area", 0.05, 1),
+    ("angle", 0, 45),
+    ("light", 0, 2),
+    ("blur", 0, 1),
+    ("noise", 0, 1),
+    ("cutout", 0, 1),
+)
+
+_KEYS: Mapping[str, str] = {"crop": "min_area"} | {name: name for name, _, _ in _BOUNDS if name != "min_area"}
+
+_OFF = Augmentation(min_area=1, light=0, blur=0, noise=0, cutout=0, is_upright=True)
+
+
+def augmentation_from_text(text: str | None, *, is_upright: bool) -> Augmentation:
+    """Read `--augment`: `none`, or what differs from the defaults, such as `light=0.5,blur=0,angle=10`.
+
+    Raises:
+        OptimizeError: an unknown name, or a value that is no number or out of bounds.
+    """
+    if text == "none":
+        return _OFF
+    changes: dict[str, float] = {}
+    for item in (text or "").split(","):
+        if not item.strip():
+            continue
+        name, _, value = (part.strip() for part in item.partition("="))
+        if name not in _KEYS:
+            raise OptimizeError(
+                f"augment: got {name!r}, expected none, or some of {', '.join(f'{key}=X' for key in _KEYS)}",
+                hint="for example --augment light=0.5,cutout=0; --preview shows what comes out",
+            )
+        try:
+            changes[_KEYS[name]] = float(value)
+        except ValueError as error:
+            raise OptimizeError(f"augment: {name}: got {value!r}, expected a number") from error
+    return Augmentation(is_upright=is_upright, **changes)
+
 
 def augment(
-    image: NDArray[np.uint8], size_px: int, how: Augmentation, random: np.random.Generator
-) -> NDArray[np.uint8]:
+    image: NDArray[np.uint8],
+    size_px: int,
+    how: Augmentation,
+    random: np.random.Generator,
+    *,
+    mask: NDArray[np.uint8] | None = None,
+    is_letterbox: bool = False,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """Make one training picture.
 
     Args:
@@ -49,13 +111,24 @@ def augment(
         size_px: width and height wanted.
         how: how far to go.
         random: decides; the same state gives the same picture.
+        mask: (H, W) uint8, 255 on the defect.
+        is_letterbox: keep the aspect ratio, and pad.
 
     Returns:
-        (size_px, size_px, C) uint8, own memory.
+        (size_px, size_px, C) uint8, own memory; and the mask as (size_px, size_px) uint8, 255 on the defect and soft at
+        its edge, or None without one.
     """
-    picture = _crop(image, size_px, how.min_area, random)
+    layers = image if mask is None else np.dstack([image, mask])
+    layers = _crop(layers, size_px, how, random, is_letterbox=is_letterbox)
     if not how.is_upright:
-        picture = _turn(picture, int(random.integers(8)))
+        layers = _turn(layers, int(random.integers(8)))
+    picture, moved = (layers, None) if mask is None else (layers[..., :-1], np.ascontiguousarray(layers[..., -1]))
+    return _photographed(np.ascontiguousarray(picture), how, random), moved
+
+
+def _photographed(picture: NDArray[np.uint8], how: Augmentation, random: np.random.Generator) -> NDArray[np.uint8]:
+    """The same place of the same part, by another lens, lamp and sensor."""
+    size_px = picture.shape[0]
     if random.random() < how.blur:
         picture = _pixels(cv2.GaussianBlur(picture, (0, 0), random.uniform(0.3, 1.0)))
     values = picture.astype(np.float32)
@@ -72,29 +145,43 @@ def augment(
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def _crop(image: NDArray[np.uint8], size_px: int, min_area: float, random: np.random.Generator) -> NDArray[np.uint8]:
-    """A random part of the picture, its aspect ratio changed a little, resampled in one step."""
+def _crop(
+    image: NDArray[np.uint8], size_px: int, how: Augmentation, random: np.random.Generator, *, is_letterbox: bool
+) -> NDArray[np.uint8]:
+    """A random part of the picture, its aspect ratio changed a little, turned a little, resampled in one step."""
     height, width = image.shape[:2]
-    side = math.sqrt(random.uniform(min_area, 1.0))
-    aspect = math.exp(random.uniform(-0.2, 0.2)) if min_area < 1 else 1.0
+    side = math.sqrt(random.uniform(how.min_area, 1.0))
+    aspect = math.exp(random.uniform(-0.2, 0.2)) if how.min_area < 1 else 1.0
     crop_width, crop_height = min(1.0, side * aspect) * width, min(1.0, side / aspect) * height
     left, top = random.uniform(0, width - crop_width), random.uniform(0, height - crop_height)
     scale_x, scale_y = size_px / crop_width, size_px / crop_height
+    if is_letterbox:
+        scale_x = scale_y = min(scale_x, scale_y)
     if min(scale_x, scale_y) < 1:
         # Bilinear sampling skips pixels when it shrinks; the device averages over areas. The blur stands in for that.
         sigma_x, sigma_y = (max(0.35 * (1 / scale - 1), 0.01) for scale in (scale_x, scale_y))
         image = _pixels(cv2.GaussianBlur(image, (0, 0), sigmaX=sigma_x, sigmaY=sigma_y))
-    # Centre to centre: half a pixel of each grid.
+    # The crop's centre to the picture's, centre to centre: half a pixel of each grid.
     matrix = np.array(
         [
-            [scale_x, 0, (0.5 - left) * scale_x - 0.5],
-            [0, scale_y, (0.5 - top) * scale_y - 0.5],
+            [scale_x, 0, (0.5 - left - crop_width / 2) * scale_x + size_px / 2 - 0.5],
+            [0, scale_y, (0.5 - top - crop_height / 2) * scale_y + size_px / 2 - 0.5],
         ]
     )
-    cropped = cv2.warpAffine(
-        image, matrix, (size_px, size_px), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-    )
-    return _pixels(cropped)
+    if how.angle:
+        matrix = _turned(matrix, math.radians(random.uniform(-how.angle, how.angle)), size_px)
+    flags, beyond = cv2.INTER_LINEAR, cv2.BORDER_CONSTANT if is_letterbox else cv2.BORDER_REFLECT_101
+    # No defect where there is no picture; only letterboxed pictures have such places.
+    colour = (PAD,) * image.shape[2] if image.shape[2] in {1, 3} else (*(PAD,) * (image.shape[2] - 1), 0)
+    warped = cv2.warpAffine(image, matrix, (size_px, size_px), flags=flags, borderMode=beyond, borderValue=colour)
+    return _pixels(warped)
+
+
+def _turned(matrix: NDArray[np.float64], angle: float, size_px: int) -> NDArray[np.float64]:
+    """The same map, then a turn about the middle of the result."""
+    cos, sin, middle = math.cos(angle), math.sin(angle), (size_px - 1) / 2
+    turn = np.array([[cos, -sin, middle * (1 - cos + sin)], [sin, cos, middle * (1 - cos - sin)], [0, 0, 1]])
+    return np.asarray((turn @ np.vstack([matrix, [0, 0, 1]]))[:2])
 
 
 def _turn(image: NDArray[np.uint8], symmetry: int) -> NDArray[np.uint8]:

@@ -41,12 +41,23 @@ from optimize.artifacts import sidecar_files
 from optimize.budget import Fitted, fit_budget
 from optimize.calibration import FittedImages, pick_evenly
 from optimize.dataset import data_digest
+from optimize.ensemble import cross_validation_of, is_out_of_fold
 from optimize.errors import OptimizeError
 from optimize.evaluate import Scorecard
 from optimize.inputs import GRAPH_FILES, Inputs, draft_manifest
 from optimize.judge import Judge
 from optimize.machine import describe
-from optimize.measured import CPU_KINDS, Choice, Measured, choose, drop_points, measure, record_goldens, temperature
+from optimize.measured import (
+    CPU_KINDS,
+    Choice,
+    Measured,
+    Tempered,
+    choose,
+    drop_points,
+    measure,
+    record_goldens,
+    temperature,
+)
 from optimize.pack import pack_bundle
 from optimize.progress import Progress, SilentProgress
 from optimize.quantize.model import bytes_from_model
@@ -80,6 +91,7 @@ class BuildReport:
         equalization: how strongly channels were made equally loud, 0 to 1.
         growing: tensors whose range would go on growing with more calibration pictures.
         adoption: how far a model from elsewhere lies from what it was; None for our own.
+        tempered: the temperature and the calibration error before and after it; None for a detector.
         cpu_graph_why: why a CPU runs the graph it runs.
         machine: the CPU that the latencies are of, in words.
         seconds: how long it took.
@@ -95,6 +107,7 @@ class BuildReport:
     equalization: float
     growing: tuple[str, ...]
     adoption: AdoptionCheck | None
+    tempered: Tempered | None
     cpu_graph_why: str
     machine: str
     seconds: float
@@ -127,6 +140,7 @@ class BuildReport:
             "drop_points": self.drop_points,
             "targets": {target: found.to_json() for target, found in self.fitted.items()},
             "temperature": manifest.temperature,
+            "ece": None if self.tempered is None else self.tempered.to_json(),
             "size_bytes": dict(self.size_bytes),
             "latency_ms": {kind: round(value, 3) for kind, value in self.latency_ms.items()},
             "speedup": round(self.speedup, 2),
@@ -167,12 +181,14 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
     fitted = _fitted(quantizer, inputs, pictures, progress)
     graphs = {"fp32": bytes_from_model(inputs.model.proto)} | {t: found.integer.graph for t, found in fitted.items()}
     files = {GRAPH_FILES[kind]: data for kind, data in graphs.items()}
+    tempered: Tempered | None = None
     with tempfile.TemporaryDirectory(prefix="defect-opt-") as folder:
         plan = dataclasses.replace(draft_manifest(inputs), graphs={kind: GRAPH_FILES[kind] for kind in graphs})
         draft = pack_bundle(Path(folder) / "untempered.defect", plan, files)
         if inputs.model.task == "classify":
             progress.step("fitting the temperature on val")
-            plan = dataclasses.replace(plan, temperature=temperature(draft, inputs))
+            tempered = temperature(draft, inputs)
+            plan = dataclasses.replace(plan, temperature=tempered.value)
             draft = pack_bundle(Path(folder) / "draft.defect", plan, files)
         measured = measure(draft, inputs, progress)
         choice = choose(inputs.recipe, measured, fitted)
@@ -180,6 +196,11 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
         goldens = record_goldens(draft, pick_evenly(measured.sound, GOLDENS, inputs.recipe.seed))
     progress.step(f"writing {inputs.out}")
     manifest = _manifest(plan, inputs, measured, fitted, choice)
+    if tempered is not None:
+        more: dict[str, Any] = {"calibration": tempered.to_json()}
+        if (folds := cross_validation_of(inputs.model.proto)) is not None:
+            more["cross_validation"] = folds
+        manifest = dataclasses.replace(manifest, metrics={**manifest.metrics, **more})
     beside = sidecar_files(quantizer, fitted, inputs.recipe.seed, progress)
     bundle = pack_bundle(inputs.out, manifest, {**files, **golden_files(goldens), **beside.files})
     report = BuildReport(
@@ -192,6 +213,7 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
         equalization=quantizer.strength,
         growing=beside.growing,
         adoption=adoption,
+        tempered=tempered,
         cpu_graph_why=choice.why,
         machine=describe(inputs.recipe.threads),
         seconds=time.monotonic() - started,
@@ -296,6 +318,11 @@ def _warnings(
 ) -> Iterator[str]:
     yield from inputs.warnings
     yield from inputs.model.notes
+    if is_out_of_fold(inputs.model.proto):
+        yield (
+            "an ensemble of folds: its members were trained on val, so its figures on val flatter; judge it on test, "
+            "once; its temperatures are from images that each member never saw, and are kept"
+        )
     yield from (warning for found in fitted.values() for warning in found.integer.warnings)
     yield from choice.warnings
     for target, found in fitted.items():

@@ -21,9 +21,27 @@ from optimize.export import write_atomically
 if TYPE_CHECKING:
     from optimize.train import TrainResult
 
-__all__ = ["report_from_result", "write_card"]
+__all__ = ["CardFiles", "report_from_result", "write_card"]
 
 FORMAT = 1
+SUFFIXES = ("json", "png", "attention.png")
+NOT_RECIPE = frozenset({"weights", "tensorboard", "masks"})
+"""Paths of this machine have no place in a card; of weights the sha256 is in it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CardFiles:
+    """What lies beside a model.
+
+    Attributes:
+        card: recipe, data, curves and versions, as JSON.
+        curves: the same to look at, a PNG.
+        attention: where the network looked, a PNG; None for a network without spatial attention.
+    """
+
+    card: Path
+    curves: Path
+    attention: Path | None
 
 
 def report_from_result(result: TrainResult) -> dict[str, Any]:
@@ -41,8 +59,10 @@ def report_from_result(result: TrainResult) -> dict[str, Any]:
             "balanced_recall": val.balanced_recall,
             "loss": val.loss,
             "per_class": {
-                name: {"recall": recall, "support": sum(row)}
-                for name, recall, row in zip(result.classes, val.recalls, val.confusion, strict=True)
+                name: {"recall": recall, "support": sum(row), "in_train": count}
+                for name, recall, row, count in zip(
+                    result.classes, val.recalls, val.confusion, result.counts, strict=True
+                )
             },
             "confusion": [list(row) for row in val.confusion],
         },
@@ -65,11 +85,8 @@ def _origin(result: TrainResult) -> dict[str, str] | None:
     return None if origin is None else dataclasses.asdict(origin)
 
 
-def write_card(result: TrainResult) -> tuple[Path, Path]:
-    """Write `MODEL.onnx.json` and `MODEL.onnx.png` beside the model.
-
-    Returns:
-        Both paths.
+def write_card(result: TrainResult) -> CardFiles:
+    """Write `MODEL.onnx.json`, `MODEL.onnx.png`, and where there is attention `MODEL.onnx.attention.png`.
 
     Raises:
         ModelError: a file can't be written.
@@ -79,7 +96,7 @@ def write_card(result: TrainResult) -> tuple[Path, Path]:
         **report_from_result(result),
         "onnx": result.onnx.name,
         "input": dataclasses.asdict(result.config.spec),
-        "recipe": {key: value for key, value in dataclasses.asdict(result.config).items() if key != "weights"},
+        "recipe": {key: value for key, value in dataclasses.asdict(result.config).items() if key not in NOT_RECIPE},
         "data_sha256": result.data_sha256,
         "files": {split: list(files) for split, files in result.files.items()},
         "history": [dataclasses.asdict(record) for record in result.history],
@@ -90,7 +107,10 @@ def write_card(result: TrainResult) -> tuple[Path, Path]:
         },
     }
     text = json.dumps(card, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    as_json, as_png = (result.onnx.with_name(f"{result.onnx.name}.{suffix}") for suffix in ("json", "png"))
-    write_atomically(as_json, f"{text}\n".encode())
-    write_atomically(as_png, draw_training(result))
-    return as_json, as_png
+    beside = {suffix: result.onnx.with_name(f"{result.onnx.name}.{suffix}") for suffix in SUFFIXES}
+    write_atomically(beside["json"], f"{text}\n".encode())
+    write_atomically(beside["png"], draw_training(result))
+    if result.attention is None:
+        return CardFiles(beside["json"], beside["png"], None)
+    write_atomically(beside["attention.png"], result.attention)
+    return CardFiles(beside["json"], beside["png"], beside["attention.png"])

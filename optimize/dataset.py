@@ -12,6 +12,11 @@ ok/ scratch/ ...       a folder per class; no splits
 The `group` column (`part` or `lot` will do) names one physical part, or one strip of steel. A group lies in one split
 only: two pictures of one part in `train` and `test` make every number better than it is.
 
+A table of splits may also be given by itself, as `defect-opt data split --out splits-1.csv` writes it: its files are
+relative to the folder that its `root` column names (the same in every row, absolute or relative to the table), or to
+its own folder where it has none. In a folder's own `splits.csv` that column counts for nothing: what lies in a folder
+never leads out of it. No `file` ever leads out of its root.
+
 Needs numpy and OpenCV only. `read_image` is the device's own decoder: training and line see the same pixels.
 """
 
@@ -27,6 +32,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 
@@ -52,6 +58,7 @@ DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.7, "val": 
 
 _CSV_NAME = "splits.csv"
 _GROUP_COLUMNS = ("group", "part", "lot")
+_ROOT_COLUMN = "root"
 _MAX_CLASS_CHARACTERS = 80  # as in the bundle's manifest
 
 
@@ -151,11 +158,14 @@ class Dataset:
         return sample.label
 
 
-def read_dataset(root: Path) -> Dataset:
+def read_dataset(root: Path, *, has_splits: bool = True, group_by: str | None = None) -> Dataset:
     """Find the images of a folder, their labels, splits and groups; opens no image.
 
     Args:
-        root: the folder, in one of the layouts of the module's docstring.
+        root: the folder, in one of the layouts of the module's docstring; or a table of splits, a `.csv` file.
+        has_splits: False overlooks the splits that the set came with, also where they divide a group.
+        group_by: the column of the table that names a part; by default the first of `group`, `part` and `lot` that is
+            there. An empty word overlooks them all.
 
     Returns:
         The set; its order and its classes depend on names only.
@@ -164,13 +174,11 @@ def read_dataset(root: Path) -> Dataset:
         DataError: no such folder, no image in it, or a `splits.csv` that can't be used (with the line).
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder", hint="give the folder that holds the images or their splits.csv")
-    try:
-        has_csv = (root / _CSV_NAME).is_file()
-    except OSError as error:
-        raise DataError(f"{root}: can't be looked into ({error.strerror})", hint=f"chmod +rx {root}") from error
-    samples, ignored = _read_csv(root) if has_csv else _read_folders(root)
+    columns = _Columns(has_splits=has_splits, group_by=group_by)
+    if root.suffix.lower() == ".csv" and root.is_file():
+        root, samples, ignored = _read_table(root, columns)
+    else:
+        samples, ignored = _read_folder(root, columns)
     if not samples:
         raise DataError(
             f"{root}: no image found ({len(ignored)} other files)",
@@ -188,17 +196,25 @@ def read_dataset(root: Path) -> Dataset:
     )
 
 
-def assign_splits(dataset: Dataset, *, seed: int, fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> Dataset:
+def assign_splits(
+    dataset: Dataset,
+    *,
+    seed: int,
+    fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
+    fixed: Mapping[str, str] | None = None,
+) -> Dataset:
     """Deal the images out to splits: by class, and never dividing a group.
 
     Groups with the rarest classes are dealt first, each to the split that it brings nearest to its share (by squares,
-    so that a rare class reaches every split before one has all of it); the seed decides between groups alike. The same
-    set, seed and fractions give the same splits on every machine.
+    so that a rare class reaches every split before one has all of it). Where a group holds several classes, each counts
+    by its share of the class, not by its images. The seed decides between groups alike. The same set, seed and
+    fractions give the same splits on every machine.
 
     Args:
         dataset: the set; splits that it has already are overwritten.
         seed: any whole number from 0.
         fractions: split to its share; the shares add up to 1.
+        fixed: group to the split it has to lie in; the shares of the others make up for it.
 
     Returns:
         The same images with new splits.
@@ -214,13 +230,17 @@ def assign_splits(dataset: Dataset, *, seed: int, fractions: Mapping[str, float]
     # What each split still lacks of each class; it goes below zero when a group was larger than the need.
     need = {split: {label: share * n for label, n in total.items()} for split, share in shares.items()}
     ties = dict(zip(sorted(groups), np.random.default_rng(seed).permutation(len(groups)).tolist(), strict=True))
-    order = sorted(groups, key=lambda g: (min(total[s.label] for s in groups[g]), -len(groups[g]), ties[g]))
+    order = sorted(groups, key=lambda g: (*_rarest(groups[g], total), -len(groups[g]), ties[g]))
     split_of: dict[str, str] = {}
-    for name in order:
+    fixed = fixed or {}
+    for name in sorted(order, key=lambda g: g not in fixed):
         held = Counter(sample.label for sample in groups[name])
-        split = min(shares, key=lambda s: sum(_cost(n, need[s][c], total[c] * shares[s]) for c, n in held.items()))
-        for label, n in held.items():
-            need[split][label] -= n
+        split = fixed.get(name) or min(
+            shares, key=lambda s: sum(_cost(n, need[s][c], total[c] * shares[s]) / total[c] for c, n in held.items())
+        )
+        if split in need:
+            for label, n in held.items():
+                need[split][label] -= n
         split_of.update((sample.file, split) for sample in groups[name])
     return dataclasses.replace(
         dataset, samples=tuple(dataclasses.replace(s, split=split_of[s.file]) for s in dataset.samples)
@@ -241,6 +261,12 @@ def data_digest(dataset: Dataset) -> str:
             raise ImageError(f"{sample.path}: can't be read ({error.strerror})") from error
         digest.update("\0".join((sample.file, sample.label or "", sample.split or "", content, "")).encode())
     return digest.hexdigest()
+
+
+def _rarest(samples: Iterable[Sample], total: Mapping[str | None, int]) -> tuple[int, int]:
+    """How rare a group's rarest class is, and (negative) how many images of it the group holds."""
+    counted = Counter(sample.label for sample in samples)
+    return min((total[label], -n) for label, n in counted.items())
 
 
 def _cost(n: int, need: float, target: float) -> float:
@@ -268,6 +294,51 @@ def _walk(root: Path) -> Iterator[tuple[str, ...]]:
         above = Path(folder).relative_to(root).parts
         for name in sorted(files):
             yield (*above, name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    """Which columns of a table count; see `read_dataset`."""
+
+    has_splits: bool
+    group_by: str | None
+
+
+def _read_folder(root: Path, columns: _Columns) -> tuple[list[Sample], list[str]]:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder", hint="give the folder that holds the images or their splits.csv")
+    try:
+        has_csv = (root / _CSV_NAME).is_file()
+    except OSError as error:
+        raise DataError(f"{root}: can't be looked into ({error.strerror})", hint=f"chmod +rx {root}") from error
+    if has_csv:
+        table = _open_table(root / _CSV_NAME)
+        samples = _read_rows(table, root, columns)
+        ignored = [name for name in map("/".join, _walk(root)) if not _is_image(PurePosixPath(name).name)]
+        return samples, [name for name in ignored if name != _CSV_NAME]
+    if columns.group_by:
+        raise DataError(f"{root}: has no {_CSV_NAME}, so no column {columns.group_by!r} to group by")
+    samples, ignored = _read_folders(root)
+    if not columns.has_splits:
+        samples = [dataclasses.replace(sample, split=None) for sample in samples]
+    return samples, ignored
+
+
+def _read_table(path: Path, columns: _Columns) -> tuple[Path, list[Sample], list[str]]:
+    """A table of splits that was named itself: its root, and its rows."""
+    table = _open_table(path)
+    roots = {str(row.get(_ROOT_COLUMN) or "").strip() for _, row in table.rows} or {""}
+    if len(roots) > 1:
+        raise DataError(f"{path}: root: got {sorted(roots)[:3]}, expected one folder for all rows")
+    root = path.parent / roots.pop()
+    try:
+        is_there = root.is_dir()
+    except OSError:
+        is_there = False
+    if not is_there:
+        hint = f"correct its root column, or copy it to the images as {_CSV_NAME}"
+        raise DataError(f"{path}: root: {root}: no such folder", hint=hint)
+    return root, _read_rows(table, root, columns), []
 
 
 def _read_folders(root: Path) -> tuple[list[Sample], list[str]]:
@@ -300,8 +371,19 @@ def _folder_sample(root: Path, parts: tuple[str, ...], *, is_split: bool, is_loo
     )
 
 
-def _read_csv(root: Path) -> tuple[list[Sample], list[str]]:
-    path = root / _CSV_NAME
+_Row: TypeAlias = "dict[str | None, str | list[str] | None]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """A table of splits as it was written: its columns, and each row with the line it ends in."""
+
+    path: Path
+    columns: list[str]
+    rows: list[tuple[int, _Row]]
+
+
+def _open_table(path: Path) -> _Table:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -315,25 +397,35 @@ def _read_csv(root: Path) -> tuple[list[Sample], list[str]]:
     missing = [column for column in ("file", "class") if column not in columns]
     if missing:
         raise DataError(f"{path}: line 1: got the columns {columns}, expected file,class,split[,group]")
-    rows = _Rows(root=root, path=path, columns=columns)
+    rows: list[tuple[int, _Row]]
     try:
-        for row in reader:
-            rows.add(reader.line_num, row)
+        rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: {error}") from error
+    return _Table(path=path, columns=columns, rows=rows)
+
+
+def _read_rows(table: _Table, root: Path, columns: _Columns) -> list[Sample]:
+    if columns.group_by and columns.group_by not in table.columns:
+        found = ", ".join(table.columns)
+        raise DataError(f"{table.path}: got no column {columns.group_by!r} to group by (there are: {found})")
+    rows = _Rows(root=root, path=table.path, columns=table.columns, wanted=columns)
+    for line, row in table.rows:
+        rows.add(line, row)
     rows.finish()
-    ignored = [name for name in map("/".join, _walk(root)) if not _is_image(PurePosixPath(name).name)]
-    return rows.samples, [name for name in ignored if name != _CSV_NAME]
+    return rows.samples
 
 
 class _Rows:
     """The rows of a `splits.csv`, checked one by one; nothing in the file is trusted."""
 
-    def __init__(self, *, root: Path, path: Path, columns: list[str]) -> None:
+    def __init__(self, *, root: Path, path: Path, columns: list[str], wanted: _Columns) -> None:
         self.samples: list[Sample] = []
         self._root, self._path = root, path
-        self._has_split = "split" in columns
-        self._group_column = next((c for c in _GROUP_COLUMNS if c in columns), None)
+        self._has_split = wanted.has_splits and "split" in columns
+        self._group_column = wanted.group_by
+        if wanted.group_by is None:
+            self._group_column = next((c for c in _GROUP_COLUMNS if c in columns), None)
         self._line_of: dict[str, int] = {}
         self._split_of: dict[str, tuple[str | None, int]] = {}
         self._missing: list[tuple[int, str]] = []

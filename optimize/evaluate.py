@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,12 @@ from agent.inspection import Inspector
 from agent.verdict import Decision, Policy, Verdict
 from optimize.dataset import Dataset, Sample, read_image
 from optimize.errors import DataError
+from optimize.intervals import Statistic, group_interval, mean_recall, mean_recall_reach, ratio, recall_counts
 from optimize.progress import Progress, SilentProgress
+from optimize.temperature import calibration_bins, calibration_error
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["ClassScore", "Outcome", "Scorecard", "Unjudged", "check_labels", "evaluate", "score", "upper_bound"]
 
@@ -42,6 +47,8 @@ class Outcome:
         decision: the policy's.
         reason: the policy's, in words.
         ms: preprocessing, inference and decoding together; None when it could not be judged.
+        probability: of `predicted`; None when it could not be judged.
+        group: the part that it shows, see `optimize.dataset.Sample`.
     """
 
     file: str
@@ -50,6 +57,8 @@ class Outcome:
     decision: Decision
     reason: str
     ms: float | None
+    probability: float | None = None
+    group: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +114,11 @@ class Scorecard:
         p50_ms: median of preprocessing, inference and decoding; None when nothing was judged.
         p99_ms: 99th percentile of the same.
         failures: gates that do not hold, in words.
+        groups: parts that the images show; each image without a group is one.
+        balanced_recall: mean recall of the classes that have images.
+        ece: expected calibration error of the most probable class, over the images that were judged.
+        intervals_95: figure to where it lies with 95 % confidence, by bootstrap over groups.
+        recall_95: the same for the recall of each class that has images.
     """
 
     n: int
@@ -125,6 +139,11 @@ class Scorecard:
     p50_ms: float | None
     p99_ms: float | None
     failures: tuple[str, ...] = ()
+    groups: int = 0
+    balanced_recall: float | None = None
+    ece: float | None = None
+    intervals_95: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    recall_95: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return not self.failures
@@ -222,11 +241,17 @@ def score(outcomes: Sequence[Outcome], manifest: Manifest) -> Scorecard:
     escapes, overkills = counted[False, Decision.OK], counted[True, Decision.DEFECT]
     decisions = Counter(outcome.decision for outcome in outcomes)
     taken = [outcome.ms for outcome in outcomes if outcome.ms is not None]
+    sums = _sums(outcomes, classes, good)
     return Scorecard(
         n=n,
         accuracy=int(np.trace(confusion)) / n,
         classes=classes,
         per_class=_per_class(outcomes, classes, confusion),
+        groups=len({_group_of(outcome) for outcome in outcomes}),
+        balanced_recall=_value(sums["balanced_recall"]),
+        ece=_value(sums["ece"]),
+        intervals_95={key: found for key, entry in sums.items() if (found := _ends(entry)) is not None},
+        recall_95=dict(_recall_intervals(outcomes, classes)),
         confusion=tuple(tuple(int(value) for value in row) for row in confusion),
         defects=n - goods,
         escapes=escapes,
@@ -335,23 +360,78 @@ def _outcome(sample: Sample, verdict: Verdict) -> Outcome:
         decision=verdict.decision,
         reason=verdict.reason,
         ms=inspection.ms.preprocess + inspection.ms.infer + inspection.ms.decode if judged else None,
+        probability=inspection.findings[0].score if judged else None,
+        group=sample.group,
     )
+
+
+def _group_of(outcome: Outcome) -> str:
+    return outcome.group if outcome.group is not None else f"\0{outcome.file}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Sums:
+    """What a figure is made of: the group of each image, what it adds, and the figure from the sums."""
+
+    groups: list[str]
+    counts: NDArray[np.float64]
+    statistic: Statistic
+    reach: float | None = None
+
+
+def _sums(outcomes: Sequence[Outcome], classes: Sequence[str], good: set[str]) -> dict[str, _Sums]:
+    """By figure. An image that could not be judged is wrong, but says nothing of how sure the model is."""
+    groups, number = [_group_of(o) for o in outcomes], {name: i for i, name in enumerate(classes)}
+    is_right, is_good = np.array([(o.predicted == o.label, o.label in good) for o in outcomes]).T
+    escaped = np.array([o.decision is Decision.OK for o in outcomes]) & ~is_good
+    rejected = np.array([o.decision is Decision.DEFECT for o in outcomes]) & is_good
+    one, targets = np.ones(len(outcomes)), np.array([number[o.label] for o in outcomes])
+    judged = [o for o in outcomes if o.probability is not None]
+    sure = np.array([o.probability or 0.0 for o in judged])
+    bins = calibration_bins(sure, np.array([o.predicted == o.label for o in judged], dtype=np.bool_))
+    return {
+        "accuracy": _Sums(groups, np.column_stack([is_right, one]), ratio),
+        "balanced_recall": _Sums(
+            groups, recall_counts(targets, is_right, len(classes)), mean_recall, mean_recall_reach(groups, targets)
+        ),
+        "escape_rate": _Sums(groups, np.column_stack([escaped, ~is_good]).astype(np.float64), ratio),
+        "overkill_rate": _Sums(groups, np.column_stack([rejected, is_good]).astype(np.float64), ratio),
+        "ece": _Sums([_group_of(o) for o in judged], bins, calibration_error),
+    }
+
+
+def _value(sums: _Sums) -> float | None:
+    value = float(sums.statistic(sums.counts.sum(axis=0, keepdims=True))[0]) if len(sums.groups) else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _ends(sums: _Sums) -> tuple[float, float] | None:
+    """The interval of a figure, by group."""
+    if not sums.groups:
+        return None
+    found = group_interval(sums.groups, sums.counts, sums.statistic, reach=sums.reach)
+    return None if found is None else found.ends()
 
 
 def _per_class(outcomes: Sequence[Outcome], classes: Sequence[str], confusion: Any) -> dict[str, ClassScore]:
     support = Counter(outcome.label for outcome in outcomes)
-    return dict(_class_scores(classes, support, confusion))
-
-
-def _class_scores(
-    classes: Sequence[str], support: Mapping[str, int], confusion: Any
-) -> Iterator[tuple[str, ClassScore]]:
-    for i, name in enumerate(classes):
-        hits, called = int(confusion[i, i]), int(confusion[:, i].sum())
-        yield (
-            name,
-            ClassScore(precision=_share(hits, called), recall=_share(hits, support[name]), support=support[name]),
+    return {
+        name: ClassScore(
+            precision=_share(int(confusion[i, i]), int(confusion[:, i].sum())),
+            recall=_share(int(confusion[i, i]), support[name]),
+            support=support[name],
         )
+        for i, name in enumerate(classes)
+    }
+
+
+def _recall_intervals(outcomes: Sequence[Outcome], classes: Sequence[str]) -> Iterator[tuple[str, tuple[float, float]]]:
+    for name in classes:
+        own = [o for o in outcomes if o.label == name]
+        counts = np.array([(o.predicted == name, 1) for o in own], dtype=np.float64).reshape(-1, 2)
+        found = _ends(_Sums([_group_of(o) for o in own], counts, ratio))
+        if found is not None:
+            yield name, found
 
 
 def _share(part: int, whole: int) -> float | None:

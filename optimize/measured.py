@@ -16,6 +16,7 @@ from agent.errors import ImageError
 from optimize.budget import Fitted
 from optimize.calibration import FittedImages
 from optimize.dataset import Dataset, Sample, read_image
+from optimize.ensemble import is_out_of_fold
 from optimize.errors import DataError
 from optimize.evaluate import Scorecard, evaluate
 from optimize.inputs import Inputs
@@ -25,12 +26,22 @@ from optimize.progress import Progress
 from optimize.quantize.interpret import session_of
 from optimize.quantize.place import Target
 from optimize.recipe import Recipe
-from optimize.temperature import fit_temperature
+from optimize.temperature import expected_calibration_error, fit_temperature, probabilities
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CPU_KINDS", "Choice", "Measured", "choose", "drop_points", "measure", "record_goldens", "temperature"]
+__all__ = [
+    "CPU_KINDS",
+    "Choice",
+    "Measured",
+    "Tempered",
+    "choose",
+    "drop_points",
+    "measure",
+    "record_goldens",
+    "temperature",
+]
 
 CPU_KINDS = ("fp32", "cpu")
 """Graphs that a CPU can run."""
@@ -60,6 +71,27 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Tempered:
+    """A temperature, and what it does to the expected calibration error on val.
+
+    Attributes:
+        value: logits are divided by it.
+        ece_before: error of the raw INT8 probabilities; None when no val picture could be run.
+        ece_after: the same at the temperature, on the pictures that it was fitted on.
+        n: pictures.
+    """
+
+    value: float
+    ece_before: float | None
+    ece_after: float | None
+    n: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain values, for the bundle's manifest and the report."""
+        return {"temperature": self.value, "ece_before": self.ece_before, "ece_after": self.ece_after, "n": self.n}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """Which graph a CPU runs and why, and what the gate says.
 
@@ -81,8 +113,12 @@ def drop_points(fp32: Scorecard, int8: Scorecard) -> float:
     return round(100 * (fp32.accuracy - int8.accuracy), 6)
 
 
-def temperature(draft: Bundle, inputs: Inputs) -> float:
-    """Fitted on the INT8 outputs over val; pictures that can't be read are reported by the evaluation."""
+def temperature(draft: Bundle, inputs: Inputs) -> Tempered:
+    """Fitted on the INT8 outputs over val; pictures that can't be read are reported by the evaluation.
+
+    An ensemble of folds carries temperatures from images that its members never saw. Val would teach it to be too sure:
+    most of its members were trained on it.
+    """
     index = {name: i for i, name in enumerate(draft.manifest.class_names)}
     engine = open_engine(draft, _engine_config("cpu", inputs.recipe.threads))
     logits, labels = [], []
@@ -97,8 +133,16 @@ def temperature(draft: Bundle, inputs: Inputs) -> float:
     finally:
         engine.close()
     if not logits:
-        return 1.0
-    return fit_temperature(np.array(logits, dtype=np.float64), np.array(labels))
+        return Tempered(value=1.0, ece_before=None, ece_after=None, n=0)
+    values, targets = np.array(logits, dtype=np.float64), np.array(labels)
+    is_calibrated = is_out_of_fold(inputs.model.proto)
+    value = 1.0 if is_calibrated else fit_temperature(values, targets)
+    errors = []
+    for t in (1.0, value):
+        chances = probabilities(values, t)
+        error = expected_calibration_error(chances.max(axis=1), chances.argmax(axis=1) == targets)
+        errors.append(round(error, 4))
+    return Tempered(value=value, ece_before=errors[0], ece_after=errors[1], n=len(targets))
 
 
 def measure(draft: Bundle, inputs: Inputs, progress: Progress) -> Measured:

@@ -14,7 +14,18 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["fit_temperature", "negative_log_likelihood"]
+__all__ = [
+    "BINS",
+    "calibration_bins",
+    "calibration_error",
+    "expected_calibration_error",
+    "fit_temperature",
+    "negative_log_likelihood",
+    "probabilities",
+]
+
+BINS = 15
+"""Equal-width bins of the calibration error, as in Guo et al."""
 
 LOWEST, HIGHEST = 0.1, 10.0
 """Beyond these the pictures say more about themselves than about the network: a handful, or all of them right."""
@@ -72,3 +83,64 @@ def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> f
             right = low + ratio * (high - low)
             loss_right = loss(right)
     return float(f"{np.exp((low + high) / 2):.4g}")
+
+
+def probabilities(logits: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Softmax(logits / temperature).
+
+    Args:
+        logits: (N, C).
+        temperature: logits are divided by it.
+
+    Returns:
+        (N, C), each row sums to 1.
+    """
+    scaled = logits / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def calibration_bins(confidence: NDArray[np.float64], is_right: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """What each picture adds to the sums that the calibration error is made of.
+
+    Args:
+        confidence: (N,) the highest probability of each picture, 0 to 1.
+        is_right: (N,) whether that class was the label.
+
+    Returns:
+        (N, 3 BINS): one in its bin, its confidence in its bin, and whether it was right in its bin.
+    """
+    n = len(confidence)
+    bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)  # (0, 1/15], (1/15, 2/15], …
+    made = np.zeros((3, n, BINS))
+    made[:, np.arange(n), bins] = np.ones(n), confidence, is_right
+    return np.concatenate(list(made), axis=1)
+
+
+def calibration_error(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The error from sums over pictures.
+
+    Args:
+        sums: (R, 3 BINS), see `calibration_bins`.
+
+    Returns:
+        (R,) the sum over bins of |right - confidence|, over the number of pictures.
+    """
+    count, confidence, right = np.split(sums, 3, axis=1)
+    return np.asarray(np.abs(right - confidence).sum(axis=1) / np.maximum(count.sum(axis=1), 1))
+
+
+def expected_calibration_error(confidence: NDArray[np.float64], is_right: NDArray[np.bool_]) -> float:
+    """By how much a network is surer than it is right, or less sure: the mean gap over 15 equal-width bins.
+
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3. With few pictures a bin holds few,
+    and chance alone makes a gap: a perfect network shows 0.03 to 0.09 on 100 pictures (simulated).
+
+    Args:
+        confidence: (N,) the highest probability of each picture, 0 to 1; at least one.
+        is_right: (N,) whether that class was the label.
+
+    Returns:
+        0 (as sure as right) to 1.
+    """
+    return float(calibration_error(calibration_bins(confidence, is_right).sum(axis=0, keepdims=True))[0])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.bundle.manifest import InputSpec
 from agent.bundle.preprocess import fit
 from agent.errors import ImageError
-from optimize.dataset import Dataset, assign_splits, read_image
+from optimize.dataset import Dataset, Sample, assign_splits, read_image
 from optimize.errors import DataError
 
 __all__ = ["Pictures", "fitted_pictures", "raw_pictures", "train_and_val"]
@@ -34,11 +36,13 @@ class Pictures:
         images: each (H, W, 3) uint8 RGB.
         targets: (N,) class numbers.
         is_grey: in every image the three channels are the same.
+        masks: for each image (H, W) uint8, 255 on the defect, or None where there is no mask; None without masks.
     """
 
     images: Sequence[NDArray[np.uint8]]
     targets: NDArray[np.int64]
     is_grey: bool
+    masks: Sequence[NDArray[np.uint8] | None] | None = None
 
 
 def train_and_val(dataset: Dataset, seed: int) -> tuple[Mapping[str, Dataset], tuple[str, ...]]:
@@ -73,13 +77,43 @@ def train_and_val(dataset: Dataset, seed: int) -> tuple[Mapping[str, Dataset], t
     return parts, tuple(notices)
 
 
-def raw_pictures(dataset: Dataset, size_px: int) -> Pictures:
+def raw_pictures(dataset: Dataset, size_px: int, *, masks: Path | None = None) -> Pictures:
     """Read images for training: as they are, or shrunk to twice the network's input.
 
+    Args:
+        dataset: the images.
+        size_px: the network's input.
+        masks: folder with masks at the images' own paths, `.png`; an image may be without.
+
     Raises:
-        DataError: images can't be read (they are named), or have no label.
+        DataError: images or masks can't be read (they are named), or have no label; or there is no mask at all.
     """
-    return _pictures(dataset, lambda image: _shrunk(image, LARGEST * size_px))
+    pictures = _pictures(dataset, lambda image: _shrunk(image, LARGEST * size_px))
+    if masks is None:
+        return pictures
+    found = [_mask(masks, sample, picture) for sample, picture in zip(dataset, pictures.images, strict=True)]
+    if not any(mask is not None for mask in found):
+        example = masks / PurePosixPath(dataset.samples[0].file).with_suffix(".png")
+        raise DataError(f"{masks}: holds no mask for any image, expected files such as {example}")
+    return dataclasses.replace(pictures, masks=found)
+
+
+def _mask(masks: Path, sample: Sample, picture: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """The mask of an image at the size that the image was kept at; None where there is no file, or nothing white."""
+    path = masks / PurePosixPath(sample.file).with_suffix(".png")
+    if not path.is_file():
+        return None
+    mask = read_image(path)[:, :, 0]
+    size = (picture.shape[1], picture.shape[0])
+    if abs(mask.shape[1] * size[1] - mask.shape[0] * size[0]) > 2 * max(mask.shape):  # a pixel of rounding
+        raise DataError(
+            f"{path}: is {mask.shape[1]} x {mask.shape[0]}, expected the shape of {sample.file}",
+            hint="a mask has the size of its picture",
+        )
+    white = ((mask > 127) * np.uint8(255)).astype(np.uint8)
+    if (mask.shape[1], mask.shape[0]) != size:
+        white = np.asarray(cv2.resize(white, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return white if white.any() else None
 
 
 def fitted_pictures(dataset: Dataset, spec: InputSpec) -> Pictures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# Commands under test note their runs in a ledger; not in the one of whoever runs the tests.
+os.environ["DEFECT_OPT_LEDGER"] = str(Path(tempfile.mkdtemp(prefix="defect-opt-tests-")) / "ledger.jsonl")
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 settings.register_profile("here", deadline=None)
 settings.load_profile("here")

@@ -19,6 +19,7 @@ PROGRAM = Program(
         "optimize.cli.build",
         "optimize.cli.evaluate",
         "optimize.cli.inspect",
+        "optimize.cli.ledger",
     ),
     version=__version__,
 )

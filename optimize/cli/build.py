@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="for every choice that chance makes (0)")
     add("--threads", type=int, metavar="N", help="CPU threads of one inference while measuring (1)")
     add("--target", metavar="T,…", help="whose INT8 graphs: cpu, jetson (or tensorrt); both unless told otherwise")
+    add("--ledger", type=Path, metavar="FILE", help="where the run is noted (defect-opt.ledger.jsonl)")
     add("--json", action="store_true", help="one JSON document")
 
 
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise OptimizeError("build: nothing to do without --int8", hint="defect-opt build --int8 --calib DIR")
     from optimize.build import build
     from optimize.inputs import gather
+    from optimize.ledger import build_entry, record
     from optimize.progress import open_progress
     from optimize.recipe import read_recipe, with_flags
 
@@ -67,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
     if targets is not None:
         recipe = dataclasses.replace(recipe, targets=targets)
     with open_progress() as progress:
-        report = build(gather(recipe, progress=progress), progress=progress)
+        inputs = gather(recipe, progress=progress)
+        report = build(inputs, progress=progress)
+    record(build_entry(inputs, report), args.ledger)
     if args.json:
         print_json(report.to_json())
     else:
@@ -109,6 +113,12 @@ def _lines(report: BuildReport, recipe: Recipe) -> Iterator[str]:
     yield ""
     yield from _table(report)
     yield f"measured on {report.machine}"
+    if report.tempered is not None and report.tempered.ece_after is not None:
+        tempered = report.tempered
+        yield (
+            f"calibration error (ECE) on {tempered.n} val: {tempered.ece_before:.4f}, at temperature "
+            f"{tempered.value:g} {tempered.ece_after:.4f}"
+        )
     for target, found in report.fitted.items():
         layers = found.integer.plan.layers
         back = [] if found.result is None else found.result.in_float

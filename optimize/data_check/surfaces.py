@@ -36,6 +36,9 @@ NEIGHBOURHOOD = 1 / 28
 COARSE_NEIGHBOURHOOD = 1 / 16
 FLOOR_GREY = 1.0
 """Grey levels added to the deviation: what varies less is the JPEG coder's work."""
+FLAT = 0.1
+"""Deviation of a whole surface below which it shows nothing (a black frame, a closed shutter): what would be left of it
+without the fixture is the fixture's negative, the same in every such picture."""
 FIXTURE_MINIMUM = 20
 """With fewer pictures of one size each makes up too much of their mean, and subtracting it would hide a pair."""
 SIGMA = 32.0
@@ -62,7 +65,7 @@ class Surface:
 
 
 def surfaces_of(pictures: Sequence[Picture]) -> dict[int, Surface]:
-    """Make the surfaces of all pictures that can be compared; the others (tiny, or far larger) are left out.
+    """Make the surfaces of all pictures that can be compared; the others (tiny, flat or far larger) are left out.
 
     Args:
         pictures: with their grey copies.
@@ -75,7 +78,8 @@ def surfaces_of(pictures: Sequence[Picture]) -> dict[int, Surface]:
     median = float(np.median([p.edge_px for p in pictures]))
     scale = max(1.0, median / FINE_EDGE)
     made = [_surface(i, p, scale) for i, p in enumerate(pictures) if p.edge_px <= MAX_EDGE * median]
-    cleaned = _without_fixture([s for s in made if min(s.fine.shape) >= MIN_SIDE_PX])
+    textured = [s for s in made if min(s.fine.shape) >= MIN_SIDE_PX and float(s.fine.std()) >= FLAT * SIGMA]
+    cleaned = _without_fixture(textured)
     return {s.index: s for s in sorted(cleaned, key=lambda s: s.index)}
 
 

