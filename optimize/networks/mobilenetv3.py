@@ -17,6 +17,8 @@ __all__ = ["mobilenetv3", "our_name"]
 LAST = {"mobilenetv3-small": 12, "mobilenetv3-large": 16}
 """Torchvision's number of the last stage."""
 
+MOMENTUM = 0.1  # of the batch norms, as in our other networks
+
 
 def mobilenetv3(name: str, in_channels: int) -> nn.Sequential:
     """The features, in the stages stem, block0 and so on, and last.
@@ -30,6 +32,10 @@ def mobilenetv3(name: str, in_channels: int) -> nn.Sequential:
     layers = make().features
     if in_channels != 3:
         layers[0][0] = first_convolution_for(layers[0][0], in_channels)
+    for module in layers.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # Torchvision's 0.01 is for a million pictures: after a hundred steps the statistics would still be 0 and 1.
+            module.momentum = MOMENTUM
     return nn.Sequential(OrderedDict((_stage(name, number), layer) for number, layer in enumerate(layers)))
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from optimize.errors import DataError, OptimizeError
 from optimize.inputs import severity_by_name
-from optimize.networks import build_network
+from optimize.networks import build_network, resolve_width
 from optimize.networks.classifier import Classifier
 from optimize.pretrained import Pretrained
 from optimize.train.batches import Batch, Batches
@@ -65,6 +65,7 @@ class Run:
         self._processes, self._schedule = processes, Schedule(config)
         self.channels = 1 if pictures.is_grey and val.is_grey else 3
         self.background = next((i for i, name in enumerate(classes) if severity_by_name(name) == "ok"), None)
+        self.notices: tuple[str, ...] = ()
         self.network = self._fresh_network(pretrained)
         self.averaged = copy.deepcopy(self.network).eval()
         self._plan, self._optimizer = StagePlan(self.network, config), optimizer_of(self.network, config)
@@ -90,12 +91,12 @@ class Run:
             config.arch,
             len(self.classes),
             in_channels=self.channels,
-            width=config.width,
+            width=resolve_width(config.arch, config.width, is_pretrained=pretrained is not None),
             attention=config.attention,
             until=config.until,
         )
         if pretrained is not None:
-            pretrained.copy_to(network)
+            self.notices += pretrained.copy_to(network).notice
         network.pooling, network.background = config.pooling, self.background
         if config.pooling != "mean" and self.background is not None:
             # The strongest of hundreds of places: without a start far below 0 every picture begins as a defect.

@@ -79,7 +79,7 @@ def train(
         stopped=str(run.stopped),
         data_sha256=plan.digest,
         files={name: tuple(sample.file for sample in part) for name, part in plan.parts.items()},
-        notices=plan.notices,
+        notices=plan.notices + run.notices,
         seconds=run.seconds,
         resumed_at=resumed_at,
         origin=plan.pretrained.origin if plan.pretrained else None,

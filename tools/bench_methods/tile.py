@@ -38,6 +38,7 @@ def tile_part(
     """Train the pairs and the best recipe, judge `calib`, `val` and `test`."""
     judge = dataclasses.replace(tile, samples=tuple(s for s in tile if s.split != "train"))
     is_test = np.array([s.split == "test" for s in judge])
+    best = trainer("tile-best", _best(weights, tile, is_quick=is_quick), tile, judge)
     pairs = []
     for seed in SEEDS[: 1 if is_quick else None]:
         plain = _plain(weights, seed, is_quick=is_quick)
@@ -48,7 +49,6 @@ def tile_part(
                 for name, config in (("plain", plain), ("weighted", weighted))
             )
         )
-    best = trainer("tile-best", _best(weights, tile, is_quick=is_quick), tile, judge)
     judged = [network for pair in pairs for network in pair] + [best]
     rows = [_row(network, is_test) for network in judged]
     flagged = _score(best) > _limit(best, ~is_test)
@@ -83,11 +83,11 @@ def _best(weights: Path, tile: Dataset, *, is_quick: bool) -> TrainConfig:
     return TrainConfig(
         arch="efficientnet-lite0",
         weights=weights,
-        until="block10",
-        size_px=96 if is_quick else 256,
+        freeze_until="block2",
+        size_px=96 if is_quick else 224,
         resize="letterbox",
-        epochs=1 if is_quick else 15,
-        pooling="peak",
+        epochs=1 if is_quick else 12,
+        pooling="both",
         masks=tile.root / "masks",
         augmentation=Augmentation(min_area=0.7, cutout=0),
     )
