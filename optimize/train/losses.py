@@ -66,20 +66,21 @@ class ClassLoss:
             logits: (N, C).
             targets: (N, C) probabilities.
         """
-        logits = logits + self._shift
+        logs = torch.log_softmax(logits + self._shift, dim=1)
+        weighed = self._smoothed(targets * self._weights)
         if self._config.loss == "focal":
-            return self._focal(logits, targets)
-        return torch.nn.functional.cross_entropy(
-            logits, targets, weight=self._weights, label_smoothing=self._config.label_smoothing
-        )
+            # What is sure already counts little: (1 - p)^gamma (Lin et al., "Focal loss", ICCV 2017, eq. 5).
+            weighed = weighed * (1 - logs.exp()).clamp_min(1e-6) ** self._config.focal_gamma
+        return -(weighed * logs).sum(1).mean()
 
-    def _focal(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What is sure already counts little: (1 - p)^gamma (Lin et al., "Focal loss", ICCV 2017, eq. 5)."""
-        smooth = self._config.label_smoothing
-        targets = targets * (1 - smooth) + smooth / targets.shape[1]
-        logs = torch.log_softmax(logits, dim=1)
-        unsure = (1 - logs.exp()).clamp_min(1e-6) ** self._config.focal_gamma
-        return -(self._weights * targets * unsure * logs).sum(1).mean()
+    def _smoothed(self, weighed: Tensor) -> Tensor:
+        """Spread a share of each picture's weight evenly over all classes.
+
+        PyTorch's own smoothing weighs what it spreads by the classes it falls on: every good part would be pulled to
+        the rarest class.
+        """
+        share = self._config.label_smoothing
+        return weighed * (1 - share) + weighed.sum(1, keepdim=True) * share / weighed.shape[1]
 
 
 def place_loss(maps: Tensor, targets: Tensor, masks: Tensor, background: int | None, weights: Tensor) -> Tensor:

@@ -86,3 +86,19 @@ def test_a_shuffled_epoch_shows_each_image_once() -> None:
     drawn = draw_epoch(np.repeat(np.arange(3), COUNTS), "shuffled", np.random.default_rng(0))
 
     assert sorted(drawn.tolist()) == list(range(1000))
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
+@pytest.mark.parametrize("how", ["none", "inverse", "effective"])
+def test_smoothing_spreads_a_target_evenly_whatever_the_classes_weigh(loss: str, how: str) -> None:
+    """Else each good part would be pulled to the rarest class, whose weight is the largest: found on magnetic tiles,
+    where a network called every part frayed."""
+    target = torch.tensor([[1.0, 0.0, 0.0]])
+    smoothed = 0.9 * target + 0.1 / 3
+    logits = smoothed.log().requires_grad_()
+    config = TrainConfig(class_weights=how, loss=loss, focal_gamma=0.0, label_smoothing=0.1)  # type: ignore[arg-type]
+
+    torch.autograd.backward(ClassLoss(config, COUNTS, CPU)(logits, target))
+
+    assert logits.grad is not None
+    assert float(logits.grad.abs().max()) < 1e-6
