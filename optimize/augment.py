@@ -25,6 +25,9 @@ __all__ = ["Augmentation", "augment", "augmentation_from_text"]
 PAD = 128
 """Grey level around a letterboxed picture, as on the device: 0 for the network."""
 
+ZOOM = 0.25
+"""Windows are cut up to a quarter larger or smaller than the scale of the whole picture (as exponents of e)."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
@@ -103,6 +106,7 @@ def augment(
     *,
     mask: NDArray[np.uint8] | None = None,
     is_letterbox: bool = False,
+    whole_px: int | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """Make one training picture.
 
@@ -113,17 +117,32 @@ def augment(
         random: decides; the same state gives the same picture.
         mask: (H, W) uint8, 255 on the defect.
         is_letterbox: keep the aspect ratio, and pad.
+        whole_px: cut a window of `size_px` out of the picture as it would be at this size, around the defect where
+            the mask has one, else anywhere; None takes the whole picture, cropped and scaled to `size_px`.
 
     Returns:
         (size_px, size_px, C) uint8, own memory; and the mask as (size_px, size_px) uint8, 255 on the defect and soft at
         its edge, or None without one.
     """
     layers = image if mask is None else np.dstack([image, mask])
-    layers = _crop(layers, size_px, how, random, is_letterbox=is_letterbox)
+    if whole_px is None:
+        matrix = _crop(layers.shape, size_px, how, random, is_letterbox=is_letterbox)
+    else:
+        at = _place(layers.shape, mask, random)
+        matrix = _window(layers.shape, at, size_px, whole_px, random, is_letterbox=is_letterbox)
+    if how.angle:
+        matrix = _turned(matrix, math.radians(random.uniform(-how.angle, how.angle)), size_px)
+    is_padded = is_letterbox or whole_px is not None
+    beyond = _beyond(layers.shape, matrix, size_px) if is_padded else None
+    layers = _warped(layers, matrix, size_px, is_padded=is_padded)
     if not how.is_upright:
-        layers = _turn(layers, int(random.integers(8)))
+        symmetry = int(random.integers(8))
+        layers, beyond = _turn(layers, symmetry), None if beyond is None else _turn(beyond, symmetry)
     picture, moved = (layers, None) if mask is None else (layers[..., :-1], np.ascontiguousarray(layers[..., -1]))
-    return _photographed(np.ascontiguousarray(picture), how, random), moved
+    picture = _photographed(np.ascontiguousarray(picture), how, random)
+    if beyond is not None:
+        picture[beyond[..., 0] > 0] = PAD  # no lamp reaches padding: the device pads with one grey
+    return picture, moved
 
 
 def _photographed(picture: NDArray[np.uint8], how: Augmentation, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -146,10 +165,10 @@ def _photographed(picture: NDArray[np.uint8], how: Augmentation, random: np.rand
 
 
 def _crop(
-    image: NDArray[np.uint8], size_px: int, how: Augmentation, random: np.random.Generator, *, is_letterbox: bool
-) -> NDArray[np.uint8]:
-    """A random part of the picture, its aspect ratio changed a little, turned a little, resampled in one step."""
-    height, width = image.shape[:2]
+    shape: tuple[int, ...], size_px: int, how: Augmentation, random: np.random.Generator, *, is_letterbox: bool
+) -> NDArray[np.float64]:
+    """The map (2, 3) of a random part of the picture, its aspect ratio changed a little, onto the whole result."""
+    height, width = shape[:2]
     side = math.sqrt(random.uniform(how.min_area, 1.0))
     aspect = math.exp(random.uniform(-0.2, 0.2)) if how.min_area < 1 else 1.0
     crop_width, crop_height = min(1.0, side * aspect) * width, min(1.0, side / aspect) * height
@@ -157,21 +176,63 @@ def _crop(
     scale_x, scale_y = size_px / crop_width, size_px / crop_height
     if is_letterbox:
         scale_x = scale_y = min(scale_x, scale_y)
+    return _onto(size_px, (left + crop_width / 2, top + crop_height / 2), (scale_x, scale_y))
+
+
+def _window(
+    shape: tuple[int, ...],
+    at: tuple[float, float],
+    size_px: int,
+    whole_px: int,
+    random: np.random.Generator,
+    *,
+    is_letterbox: bool,
+) -> NDArray[np.float64]:
+    """The map of a window around a place, near the scale that the whole picture has on the device."""
+    scale_x, scale_y = whole_px / shape[1], whole_px / shape[0]
+    if is_letterbox:
+        scale_x = scale_y = min(scale_x, scale_y)
+    zoom = math.exp(random.uniform(-ZOOM, ZOOM))
+    reach = size_px / 3
+    x = at[0] + random.uniform(-reach, reach) / scale_x
+    y = at[1] + random.uniform(-reach, reach) / scale_y
+    return _onto(size_px, (x, y), (scale_x * zoom, scale_y * zoom))
+
+
+def _place(shape: tuple[int, ...], mask: NDArray[np.uint8] | None, random: np.random.Generator) -> tuple[float, float]:
+    """A pixel (x, y) of the defect, or any where there is none."""
+    if mask is None or not mask.any():
+        return float(random.uniform(0, shape[1])), float(random.uniform(0, shape[0]))
+    rows, columns = np.nonzero(mask)
+    chosen = int(random.integers(len(rows)))
+    return float(columns[chosen]) + 0.5, float(rows[chosen]) + 0.5
+
+
+def _onto(size_px: int, centre: tuple[float, float], scale: tuple[float, float]) -> NDArray[np.float64]:
+    """The map that brings a place to the middle of the result, centre to centre: half a pixel of each grid."""
+    (x, y), (scale_x, scale_y), middle = centre, scale, size_px / 2 - 0.5
+    return np.array([[scale_x, 0, (0.5 - x) * scale_x + middle], [0, scale_y, (0.5 - y) * scale_y + middle]])
+
+
+def _beyond(shape: tuple[int, ...], matrix: NDArray[np.float64], size_px: int) -> NDArray[np.uint8]:
+    """(size_px, size_px, 1) uint8, 1 where no part of the picture lies."""
+    whole = np.zeros(shape[:2], dtype=np.uint8)
+    flags = cv2.INTER_NEAREST
+    found = cv2.warpAffine(
+        whole, matrix, (size_px, size_px), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=1
+    )
+    return _pixels(found)
+
+
+def _warped(image: NDArray[np.uint8], matrix: NDArray[np.float64], size_px: int, *, is_padded: bool) -> Any:
+    """Resample in one step; beyond the picture lies padding, or its mirror image."""
+    scale_x, scale_y = (float(np.hypot(*matrix[:, axis])) for axis in (0, 1))
     if min(scale_x, scale_y) < 1:
         # Bilinear sampling skips pixels when it shrinks; the device averages over areas. The blur stands in for that.
         sigma_x, sigma_y = (max(0.35 * (1 / scale - 1), 0.01) for scale in (scale_x, scale_y))
         image = _pixels(cv2.GaussianBlur(image, (0, 0), sigmaX=sigma_x, sigmaY=sigma_y))
-    # The crop's centre to the picture's, centre to centre: half a pixel of each grid.
-    matrix = np.array(
-        [
-            [scale_x, 0, (0.5 - left - crop_width / 2) * scale_x + size_px / 2 - 0.5],
-            [0, scale_y, (0.5 - top - crop_height / 2) * scale_y + size_px / 2 - 0.5],
-        ]
-    )
-    if how.angle:
-        matrix = _turned(matrix, math.radians(random.uniform(-how.angle, how.angle)), size_px)
-    flags, beyond = cv2.INTER_LINEAR, cv2.BORDER_CONSTANT if is_letterbox else cv2.BORDER_REFLECT_101
-    # No defect where there is no picture; only letterboxed pictures have such places.
+    flags, beyond = cv2.INTER_LINEAR, cv2.BORDER_CONSTANT if is_padded else cv2.BORDER_REFLECT_101
+    # No defect where there is no picture; only padded pictures have such places.
     colour = (PAD,) * image.shape[2] if image.shape[2] in {1, 3} else (*(PAD,) * (image.shape[2] - 1), 0)
     warped = cv2.warpAffine(image, matrix, (size_px, size_px), flags=flags, borderMode=beyond, borderValue=colour)
     return _pixels(warped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.bundle.preprocess import fit
-from optimize.augment import augment
 from optimize.dataset import Dataset, Sample, read_image
 from optimize.errors import DataError
+from optimize.train.batches import Batches
 from optimize.train_config import TrainConfig
-from optimize.trainset import train_and_val
+from optimize.trainset import raw_pictures, train_and_val
 
 __all__ = ["write_preview"]
 
@@ -43,8 +44,11 @@ def write_preview(config: TrainConfig, dataset: Dataset, path: Path) -> int:
         ImageError: an image can't be read.
     """
     parts, _ = train_and_val(dataset, config.seed)
-    samples = list(_examples(parts["train"]))
-    rows = [_row(config, sample, number) for number, sample in enumerate(samples)]
+    samples = tuple(_examples(parts["train"]))
+    shown = dataclasses.replace(parts["train"], samples=samples)
+    pictures = raw_pictures(shown, config.size, masks=config.masks)
+    batches = Batches(config, pictures, n_classes=len(dataset.classes), channels=3, background=None)
+    rows = [_row(config, batches, sample, number) for number, sample in enumerate(samples)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_written = cv2.imwrite(str(path), np.vstack([_header(rows[0].shape[1]), *rows]))
@@ -63,15 +67,10 @@ def _examples(train: Dataset) -> Iterator[Sample]:
             yield members[k * len(members) // PER_CLASS]
 
 
-def _row(config: TrainConfig, sample: Sample, number: int) -> NDArray[np.uint8]:
-    image = read_image(sample.path)
-    pictures = [fit(image, config.spec)]
-    for variant in range(VARIANTS):
-        random = np.random.default_rng([config.seed, number, variant])
-        rgb = np.ascontiguousarray(image[:, :, ::-1])
-        is_letterbox = config.resize == "letterbox"
-        changed, _ = augment(rgb, config.size, config.augmentation, random, is_letterbox=is_letterbox)
-        pictures.append(changed)
+def _row(config: TrainConfig, batches: Batches, sample: Sample, number: int) -> NDArray[np.uint8]:
+    size_px = config.window_px or config.size
+    changed = [batches.picture(number, size_px, epoch)[0] for epoch in range(1, VARIANTS + 1)]
+    pictures = [fit(read_image(sample.path), config.spec), *changed]
     cells = [_cell(picture) for picture in pictures]
     row = np.hstack(cells)
     caption = np.full((CAPTION_PX, row.shape[1], 3), _BACK, dtype=np.uint8)

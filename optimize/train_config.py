@@ -14,7 +14,7 @@ from optimize.networks import architecture
 __all__ = ["Attention", "ClassWeights", "Device", "Loss", "Optimizer", "Pooling", "Sampler", "TrainConfig"]
 
 Loss = Literal["cross-entropy", "focal"]
-ClassWeights = Literal["none", "inverse", "effective"]
+ClassWeights = Literal["none", "sqrt", "inverse", "effective"]
 Sampler = Literal["shuffled", "balanced"]
 Attention = Literal["none", "se", "cbam"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -72,12 +72,15 @@ class TrainConfig:
         optimizer: `sgd` (with Nesterov momentum) or `adamw`.
         loss: `cross-entropy`, or `focal`, in which what is sure already counts little.
         focal_gamma: how little; 0 is cross-entropy.
-        class_weights: `none`, `inverse` to the class's images, or to their `effective` number.
+        class_weights: `none`, `inverse` to the class's images, to their `effective` number or to their square root.
         sampler: `shuffled`: each image once per epoch; `balanced`: as many of each class.
         logit_adjustment: strength of the correction for class frequencies inside the loss; 0 is none, 1 the paper's.
         masks: folder with a mask for each defect picture (white on the defect, the picture's own path and size,
             `.png`): the activation map then learns where the defect is; None learns from labels alone.
         mask_weight: of that lesson in the loss.
+        window_px: train on windows of this size, cut at the scale of the whole input (those of defects around the
+            defect), and judge whole pictures; None trains on whole pictures. Needs masks.
+        clip: longest gradient of a step, 0 for any.
         device: `auto` takes a GPU where there is one.
         tensorboard: folder for TensorBoard's event files; None writes none.
     """
@@ -116,6 +119,8 @@ class TrainConfig:
     logit_adjustment: float = 0.0
     masks: Path | None = None
     mask_weight: float = 1.0
+    window_px: int | None = None
+    clip: float = 0.0
     device: Device = "auto"
     tensorboard: Path | None = None
 
@@ -155,6 +160,12 @@ class TrainConfig:
             )
         if self.unfreeze_every and self.freeze_until is None:
             raise OptimizeError("unfreeze-every: nothing is frozen", hint="give --freeze-until STAGE too")
+        if self.window_px is not None:
+            _at_least("window", self.window_px, 32, self.size)
+            if self.masks is None:
+                raise OptimizeError(
+                    "window: without masks nobody knows whether a window shows the defect", hint="give --masks DIR too"
+                )
         if self.masks is not None and self.mixup:
             raise OptimizeError("mixup: blended pictures have no mask", hint="leave --mixup out, or --masks")
         if self.logit_adjustment and (self.class_weights != "none" or self.sampler != "shuffled"):
@@ -203,6 +214,7 @@ _SHARES: tuple[tuple[str, float, float], ...] = (
     ("focal_gamma", 0, 10),
     ("logit_adjustment", 0, 4),
     ("mask_weight", 0, 100),
+    ("clip", 0, 1e6),
 )
 
 

@@ -87,12 +87,13 @@ def _add_network(add: Callable[..., object]) -> None:
 
 
 def _add_loss(add: Callable[..., object]) -> None:
-    add("--class-weights", default="inverse", metavar="W", help="none, inverse (default) or effective (number)")
+    add("--class-weights", default="inverse", metavar="W", help="none, sqrt, inverse (default) or effective")
     add("--loss", default="cross-entropy", metavar="L", help="cross-entropy (default) or focal")
     add("--focal-gamma", type=float, default=2.0, metavar="X", help="how little sure pictures count (2)")
     add("--sampler", default="shuffled", metavar="S", help="shuffled (default) or balanced: as many of each class")
     add("--masks", type=Path, metavar="DIR", help="masks (the picture's path, .png, white on the defect) to learn from")
     add("--mask-weight", type=float, default=1.0, metavar="X", help="of the masks in the loss (1)")
+    add("--window", type=int, metavar="PX", help="train on windows cut from the input around masks, judge the whole")
     add("--logit-adjust", type=float, default=0.0, metavar="X", help="correct logits for class frequencies (0; try 1)")
 
 
@@ -103,6 +104,7 @@ def _add_regularization(add: Callable[..., object]) -> None:
     add("--mixup", type=float, metavar="X", help="blend half of the batches (0.2, and 0 with masks; 0 blends none)")
     add("--weight-decay", type=float, default=5e-4, metavar="X", help="on convolutions and the linear layer (0.0005)")
     add("--label-smoothing", type=float, default=0.1, metavar="X", help="share of a target spread over all classes")
+    add("--clip-grad", type=float, default=0.0, metavar="X", help="longest gradient of a step (0: any)")
     add("--ema", type=float, default=0.99, metavar="X", help="what the running average of the weights keeps per step")
 
 
@@ -174,6 +176,8 @@ def _config(args: argparse.Namespace) -> TrainConfig:
         pooling=args.pooling,
         masks=args.masks,
         mask_weight=args.mask_weight,
+        window_px=args.window,
+        clip=args.clip_grad,
         weights=args.weights if args.weights in {None, "imagenet"} else Path(args.weights),
         freeze_until=args.freeze_until,
         unfreeze_every=args.unfreeze_every,

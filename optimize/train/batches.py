@@ -72,7 +72,7 @@ class Batches:
         blend = self._config.blend
         is_mixed = blend > 0 and random.random() < MIXED
         share = float(random.beta(blend, blend)) if is_mixed else 1.0
-        made = [self._picture(i, size_px, epoch, copy) for i, copy in _counted(images)]
+        made = [self.picture(i, size_px, epoch, copy) for i, copy in _counted(images)]
         numbers = torch.from_numpy(self._shown(images, made))
         targets = torch.nn.functional.one_hot(numbers, self._n_classes).float()
         batch = Batch(normalize(np.stack([picture for picture, _ in made])), targets, self._masks(images, made))
@@ -100,7 +100,7 @@ class Batches:
                 masks[row] = -1
         return torch.from_numpy(masks)
 
-    def _picture(self, image: int, size_px: int, epoch: int, copy: int) -> Made:
+    def picture(self, image: int, size_px: int, epoch: int, copy: int = 0) -> Made:
         """One augmented picture and its mask.
 
         Args:
@@ -121,6 +121,7 @@ class Batches:
             np.random.default_rng(key),
             mask=None if masks is None else masks[image],
             is_letterbox=self._config.resize == "letterbox",
+            whole_px=None if self._config.window_px is None else self._config.size,
         )
 
 

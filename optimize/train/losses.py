@@ -23,13 +23,16 @@ def class_weights(counts: NDArray[np.int64], how: ClassWeights) -> NDArray[np.fl
 
     Args:
         counts: (C,) training images of each class, at least 1.
-        how: `none`; `inverse` to its count, so that every class weighs the same; or `effective`: inverse to the
+        how: `none`; `inverse` to its count, so that every class weighs the same; `sqrt`: inverse to the square root of
+            its count, half way between (Mahajan et al., ECCV 2018, for sampling); or `effective`: inverse to the
             effective number of images, (1 - b^n) / (1 - b), which ends the growth for classes that are very rare (Cui
             et al., "Class-balanced loss based on effective number of samples", CVPR 2019).
     """
     numbers = counts.astype(np.float64)
     if how == "none":
         return np.ones(len(counts), dtype=np.float32)
+    if how == "sqrt":
+        numbers = np.sqrt(numbers)
     if how == "effective":
         numbers = (1 - EFFECTIVE_BETA**numbers) / (1 - EFFECTIVE_BETA)
     weights = 1 / numbers

@@ -118,7 +118,7 @@ class Run:
         order = draw_epoch(self.pictures.targets, self.config.sampler, random)
         steps = min(round(len(order) / self.config.batch), len(order) // (2 * self._processes.count))
         parts = np.array_split(order, max(1, steps))
-        size_px = self._schedule.size_px(self.position)
+        size_px = self.config.window_px or self._schedule.size_px(self.position)
         advance = self._schedule.advance(self.position, self.history, self.seconds)
         freeze(self.network, self._plan.frozen(number), with_norms=self.config.freeze_norms)
         joined = self._processes.joined(_Teachable(self.network, with_map=self.config.masks is not None))
@@ -220,6 +220,8 @@ class Run:
             )
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        if self.config.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self._optimizer.step()
         # The average is young at first: it must forget the random start faster than it will forget later.
         keep = min(self.config.average, (1 + steps_done) / (10 + steps_done))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,11 +11,7 @@ import pytest
 from agent.bundle.manifest import InputSpec
 from agent.bundle.preprocess import fit
 from optimize.augment import Augmentation, augment, augmentation_from_text
-from optimize.dataset import read_dataset
-from optimize.errors import DataError, OptimizeError
-from optimize.preview import write_preview
-from optimize.train_config import TrainConfig
-from tests.kit.float_models import write_parts
+from optimize.errors import OptimizeError
 from tests.kit.pictures import textured
 
 NONE = augmentation_from_text("none", is_upright=True)
@@ -66,6 +61,18 @@ def test_a_letterboxed_picture_lies_where_the_device_puts_it() -> None:
     # Bilinear after a blur is not quite an area average; a shift by one pixel would be far off.
     shifted = np.abs(np.roll(device, 1, axis=1) - device)[17:47].mean()
     assert np.abs(ours - device)[17:47].mean() < 0.25 * shifted
+
+
+def test_padding_keeps_its_grey_whatever_the_lamp_does() -> None:
+    """On the device it is 128 in every picture; a network must not learn that it varies."""
+    image = np.full((40, 160, 3), 60, dtype=np.uint8)
+
+    for seed in range(20):
+        how = Augmentation(min_area=1, noise=1, cutout=0, blur=1)
+        picture = made(image, how, seed, is_letterbox=True)
+        corners = picture[[0, 0, -1, -1], [0, -1, 0, -1]]
+        assert (corners == 128).all()
+        assert (picture[32, 32] != 128).any()
 
 
 def test_upright_parts_are_never_turned() -> None:
@@ -140,23 +147,32 @@ def test_what_is_not_named_keeps_its_default() -> None:
     assert how == Augmentation(light=0.5, min_area=0.8, is_upright=True)
 
 
-def test_a_preview_shows_every_class_beside_what_training_makes_of_it(tmp_path: Path) -> None:
-    """Three rows of each class, seven cells wide; the first as the device sees it, the others changed."""
-    parts = write_parts(tmp_path / "parts", {"train": 8, "val": 4})
+def test_a_window_is_cut_around_the_defect_at_the_scale_of_the_whole_picture() -> None:
+    """A defect of 12 pixels stays 12 pixels, give or take the zoom, and is always in sight; padding is no defect."""
+    image = np.full((200, 320, 1), 90, dtype=np.uint8)
+    mask = np.zeros((200, 320), dtype=np.uint8)
+    mask[150:162, 290:302] = 255
+    image[mask > 0] = 250
 
-    n = write_preview(TrainConfig(arch="tiny"), read_dataset(parts), tmp_path / "new" / "sheet.png")
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        picture, moved = augment(image, 96, NONE, random, mask=mask, is_letterbox=True, whole_px=320)
+        assert moved is not None
+        side = float(np.sqrt((moved > 127).sum()))
+        assert 12 * np.exp(-0.25) - 1 <= side <= 12 * np.exp(0.25) + 1
+        assert (moved[picture[..., 0] > 200] > 100).all()
+        assert (picture[..., 0][moved > 200] > 150).all()
 
-    sheet = cv2.imread(str(tmp_path / "new" / "sheet.png"))
-    assert n == 9
-    assert sheet is not None
-    assert sheet.shape[1] == 7 * 164
-    cells = [sheet[60:200, 164 * i : 164 * i + 160] for i in range(7)]
-    assert len({cell.tobytes() for cell in cells}) == 7
 
+def test_a_window_of_a_good_part_may_lie_anywhere_on_it() -> None:
+    """Not only in the middle."""
+    image = np.tile(np.arange(256, dtype=np.uint8), (256, 1))[:, :, None]
+    clean = np.zeros((256, 256), dtype=np.uint8)
 
-def test_a_preview_that_can_t_be_written_says_so(tmp_path: Path) -> None:
-    """Not a traceback of OpenCV."""
-    parts = write_parts(tmp_path / "parts", {"train": 8, "val": 4})
+    levels = []
+    for seed in range(40):
+        picture, _ = augment(image, 32, NONE, np.random.default_rng(seed), mask=clean, whole_px=256)
+        levels.append(int(picture[16, 16, 0]))
 
-    with pytest.raises(DataError, match="can't be written"):
-        write_preview(TrainConfig(arch="tiny"), read_dataset(parts), tmp_path / "sheet.txt")
+    assert min(levels) < 60
+    assert max(levels) > 200

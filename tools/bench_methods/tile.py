@@ -38,7 +38,7 @@ def tile_part(
     """Train the pairs and the best recipe, judge `calib`, `val` and `test`."""
     judge = dataclasses.replace(tile, samples=tuple(s for s in tile if s.split != "train"))
     is_test = np.array([s.split == "test" for s in judge])
-    best = trainer("tile-best", _best(weights, tile, is_quick=is_quick), tile, judge)
+    best = trainer("tile-best-0", _best(weights, tile, 0, is_quick=is_quick), tile, judge)
     pairs = []
     for seed in SEEDS[: 1 if is_quick else None]:
         plain = _plain(weights, seed, is_quick=is_quick)
@@ -78,18 +78,30 @@ def _plain(weights: Path, seed: int, *, is_quick: bool) -> TrainConfig:
     )
 
 
-def _best(weights: Path, tile: Dataset, *, is_quick: bool) -> TrainConfig:
+def _best(weights: Path, tile: Dataset, seed: int, *, is_quick: bool) -> TrainConfig:
     """What cross-validation on train, calib and val chose; see the dated results."""
     return TrainConfig(
         arch="efficientnet-lite0",
         weights=weights,
-        freeze_until="block2",
-        size_px=96 if is_quick else 224,
+        until="block10",
+        freeze_until="block4",
+        freeze_norms=True,
+        size_px=96 if is_quick else 320,
+        window_px=64 if is_quick else 192,
         resize="letterbox",
-        epochs=1 if is_quick else 12,
-        pooling="both",
+        epochs=1 if is_quick else 6,
+        batch=8,
+        optimizer="adamw",
+        lr=3e-3,
+        features_lr=0.1,
+        weight_decay=1e-2,
+        clip=5.0,
+        label_smoothing=0.0,
+        class_weights="sqrt",
+        pooling="peak",
         masks=tile.root / "masks",
-        augmentation=Augmentation(min_area=0.7, cutout=0),
+        seed=seed,
+        augmentation=Augmentation(angle=8, light=0.6, blur=0, noise=0.3, cutout=0),
     )
 
 
