@@ -44,7 +44,7 @@ class ClassLoss:
 
     Args:
         config: which loss, and its numbers.
-        counts: (C,) training images of each class.
+        counts: (C,) how often an epoch shows each class.
         device: where logits come from.
     """
 

@@ -70,7 +70,9 @@ class Run:
         self.averaged = copy.deepcopy(self.network).eval()
         self._plan, self._optimizer = StagePlan(self.network, config), optimizer_of(self.network, config)
         self.counts = np.bincount(pictures.targets, minlength=len(classes))
-        self._loss = ClassLoss(config, self.counts, processes.device)
+        shown = pictures.targets[draw_epoch(pictures.targets, config.sampler, np.random.default_rng(0))]
+        # By what an epoch shows, not by what there is: the balanced sampler has evened the classes out already.
+        self.loss = ClassLoss(config, np.bincount(shown, minlength=len(classes)), processes.device)
         self._batches = Batches(
             config, pictures, n_classes=len(classes), channels=self.channels, background=self.background
         )
@@ -208,9 +210,9 @@ class Run:
         device = self._processes.device
         logits, maps = joined(batch.inputs.to(device))
         targets = batch.targets.to(device)
-        loss = self._loss(logits, targets)
+        loss = self.loss(logits, targets)
         if maps is not None and batch.masks is not None:
-            taught = place_loss(maps, targets, batch.masks.to(device), self.background, self._loss.weights)
+            taught = place_loss(maps, targets, batch.masks.to(device), self.background, self.loss.weights)
             loss = loss + self.config.mask_weight * taught
         value = float(loss.item())
         if not math.isfinite(value):

@@ -10,8 +10,11 @@ pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[train]'")
 import torch
 
 from optimize.train.losses import ClassLoss, class_weights
+from optimize.train.processes import Processes
+from optimize.train.run import Run
 from optimize.train.sampling import draw_epoch
-from optimize.train_config import TrainConfig
+from optimize.train_config import Sampler, TrainConfig
+from optimize.trainset import Pictures
 
 pytestmark = pytest.mark.torch
 
@@ -38,6 +41,14 @@ def test_effective_weights_lie_between_none_and_inverse() -> None:
     numbers = [(1 - 0.999**n) / (1 - 0.999) for n in COUNTS]
     assert weights[2] / weights[0] == pytest.approx(numbers[0] / numbers[2], rel=1e-5)
     assert 1 < weights[2] / weights[0] < 90
+    assert (weights * COUNTS).sum() == pytest.approx(COUNTS.sum(), rel=1e-5)
+
+
+def test_square_root_weights_lie_half_way() -> None:
+    """On a log scale: a class of ten weighs 3 times one of ninety, not 9 times."""
+    weights = class_weights(COUNTS, "sqrt")
+
+    assert weights[2] / weights[1] == pytest.approx(3, rel=1e-5)
     assert (weights * COUNTS).sum() == pytest.approx(COUNTS.sum(), rel=1e-5)
 
 
@@ -79,6 +90,19 @@ def test_a_balanced_epoch_shows_each_class_equally_often() -> None:
     often = np.bincount(drawn, minlength=len(targets))
     assert np.ptp(often[targets == 2]) <= 1
     assert often[targets == 0].max() == 1
+
+
+@pytest.mark.parametrize(("sampler", "heavier"), [("shuffled", 4.0), ("balanced", 1.0)])
+def test_what_the_sampler_evens_out_is_not_weighed_again(sampler: Sampler, heavier: float) -> None:
+    """Balanced batches and inverse weights together would prefer the rare class by its frequency once more."""
+    images = [np.zeros((32, 32, 3), dtype=np.uint8)] * 10
+    targets = np.array([0] * 8 + [1] * 2)
+    pictures = Pictures(images=images, targets=targets, is_grey=True)
+    config = TrainConfig(arch="tiny", size_px=32, sampler=sampler)
+
+    run = Run(config, pictures, pictures, ("ok", "dent"), None, Processes(rank=0, count=1, device=CPU))
+
+    assert float(run.loss.weights[1] / run.loss.weights[0]) == pytest.approx(heavier)
 
 
 def test_a_shuffled_epoch_shows_each_image_once() -> None:
