@@ -25,6 +25,7 @@ settings.load_profile("here")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boot", action="store_true", help="boot a real systemd in a container (root)")
+    parser.addoption("--every-network", action="store_true", help="quantize every network with every attention")
 
 
 def _has(module: str) -> bool:
@@ -51,6 +52,8 @@ def _why_not(item: pytest.Item) -> str | None:
             return reason
     if item.get_closest_marker("boot") and not item.config.getoption("--boot"):
         return "opt-in: tools/test --boot"
+    if item.get_closest_marker("every_network") and not item.config.getoption("--every-network"):
+        return "opt-in: tools/test --every-network (ten minutes)"
     return None
 
 

@@ -93,14 +93,14 @@ def test_a_network_becomes_a_file_and_integers(tmp_path: Path, arch: str, attent
     check_file_and_integers(network(arch, attention), arch, tmp_path / "m.onnx", ("cpu",))
 
 
-@pytest.mark.slow
+@pytest.mark.every_network
 @pytest.mark.parametrize(("arch", "attention"), [pair for pair in MATRIX if pair[0] != "densenet121"])
 def test_every_network_becomes_a_file_and_integers_for_both_targets(tmp_path: Path, arch: str, attention: str) -> None:
     """The whole matrix; DenseNet-121 has a test of its own."""
     check_file_and_integers(network(arch, attention), arch, tmp_path / "m.onnx", ("cpu", "trt"))
 
 
-@pytest.mark.slow
+@pytest.mark.every_network
 @pytest.mark.parametrize("attention", ["none", "se", "cbam"])
 def test_a_deep_densenet_becomes_a_file_and_integers(tmp_path: Path, attention: str) -> None:
     """Fifty-eight layers of random weights each make noise louder: what integers must hold here is the structure."""
