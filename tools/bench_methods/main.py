@@ -104,7 +104,8 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Figure], list[dict[st
     if "splits" in args.parts:
         keep(groups_part(roots, args.work))
     if "neu" in args.parts:
-        keep(neu_part(trainer, neu, _weights(args), is_quick=args.quick))
+        found = found_groups(without_groups(neu), args.work / "groups-neu-det.json")
+        keep(neu_part(trainer, neu, found, _weights(args), is_quick=args.quick))
     if "tile" in args.parts:
         keep(tile_part(trainer, tile, _weights(args), is_quick=args.quick))
     if "networks" in args.parts:
