@@ -19,6 +19,9 @@ __all__ = ["draw_attention"]
 
 PER_CLASS = 4
 CELL_PX, CAPTION_PX, GAP_PX = 144, 22, 4
+FLAT = 0.02
+"""A gate that differs by less from place to place is drawn on the scale from closed to open."""
+
 _BACK, _INK = 30, (235, 235, 235)
 
 
@@ -32,7 +35,8 @@ def draw_attention(network: Classifier, pictures: Pictures, classes: Sequence[st
         channels: 3, or 1 for a grey network.
 
     Returns:
-        A PNG file. Bright is open; each map is stretched from its own least to its own largest value, given above it.
+        A PNG file. Bright is open; each map is stretched from its own least to its own largest value, given above it,
+        unless they are the same.
     """
     rows = []
     for number, name in enumerate(classes):
@@ -62,7 +66,9 @@ def _row(name: str, images: NDArray[np.uint8], maps: NDArray[np.float32]) -> NDA
 def _heat(gate: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(h, w) to BGR, dark blue closed, yellow open."""
     low, high = float(gate.min()), float(gate.max())
-    level = np.rint(255 * (gate - low) / max(high - low, 1e-6)).astype(np.uint8)
+    if high - low < FLAT:
+        low, high = 0.0, 1.0  # a gate that is open everywhere must not look like a pattern
+    level = np.rint(255 * (gate - low) / (high - low)).clip(0, 255).astype(np.uint8)
     return np.asarray(cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS), dtype=np.uint8)
 
 

@@ -24,6 +24,8 @@ from optimize.inputs import severity_by_name
 from optimize.intervals import Interval, Statistic, group_interval, mean_recall, mean_recall_reach, ratio, recall_counts
 from optimize.label_faults import MANY, LabelFault, find_label_faults
 from optimize.temperature import (
+    HIGHEST,
+    LOWEST,
     calibration_bins,
     calibration_error,
     expected_calibration_error,
@@ -185,12 +187,19 @@ class CrossReport:
         """What the user should know, in sentences."""
         n, disagreed = len(self.found.logits), len(self.label_faults)
         if disagreed <= MANY * n:
-            return self.found.notices
+            return (*self.found.notices, *self._doubtful_temperatures())
         many = (
             f"the folds disagree with {disagreed} of {n} labels: they are not good enough to accuse a label; train "
             "better first (more epochs, a larger network, published weights)"
         )
-        return (*self.found.notices, many)
+        return (*self.found.notices, *self._doubtful_temperatures(), many)
+
+    def _doubtful_temperatures(self) -> tuple[str, ...]:
+        """A temperature at the end of its range says that the fold's images did not determine it."""
+        folds = [str(fold.fold) for fold in self.folds if not LOWEST * 1.01 < fold.temperature < HIGHEST * 0.99]
+        if not folds:
+            return ()
+        return (f"the temperature of fold {', '.join(folds)} is at the end of its range: trust no probability there",)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON document of `defect-opt train --cv`, as far as it is known here."""

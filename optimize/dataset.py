@@ -45,6 +45,7 @@ __all__ = [
     "Dataset",
     "Sample",
     "assign_splits",
+    "check_fractions",
     "data_digest",
     "read_dataset",
     "read_image",
@@ -196,6 +197,19 @@ def read_dataset(root: Path, *, has_splits: bool = True, group_by: str | None = 
     )
 
 
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """Refuse shares that can't be dealt.
+
+    Raises:
+        DataError: unknown split names, or shares that do not add up to 1.
+    """
+    if set(fractions) - set(SPLITS) or not abs(sum(fractions.values()) - 1) <= 1e-6 or min(fractions.values()) < 0:
+        raise DataError(
+            f"fractions: got {dict(fractions)}, expected shares of {', '.join(SPLITS)} that add up to 1",
+            hint="for example train=0.7,val=0.15,test=0.15",
+        )
+
+
 def assign_splits(
     dataset: Dataset,
     *,
@@ -222,8 +236,7 @@ def assign_splits(
     Raises:
         DataError: unknown split names, or shares that do not add up to 1.
     """
-    if set(fractions) - set(SPLITS) or abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
-        raise DataError(f"fractions: got {dict(fractions)}, expected shares of {', '.join(SPLITS)} that add up to 1")
+    check_fractions(fractions)
     shares = {split: fractions[split] for split in SPLITS if fractions.get(split)}
     groups = _groups(dataset.samples)
     total = Counter(dataset.labels)

@@ -159,7 +159,7 @@ def _dealt(groups: Mapping[str, Sequence[Sample]], count: int, seed: int) -> dic
 
 def _check(dataset: Dataset, groups: Mapping[str, object], count: int) -> None:
     if not 2 <= count <= MOST:
-        raise DataError(f"folds: got {count}, expected 2 to {MOST}", hint="--cv 5 is usual")
+        raise DataError(f"cv: got {count} folds, expected 2 to {MOST}", hint="--cv 5 is usual")
     present = [name for name, n in dataset.counts.items() if n]
     if len(present) < 2:
         raise DataError(

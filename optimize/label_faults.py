@@ -111,7 +111,7 @@ def find_label_faults(
 
     Returns:
         The suspicious ones, then those that are only doubted, each the worst first; empty when the folds agree with
-        every label.
+        every label. Folds that disagree with more than `MANY` of the labels suspect none.
     """
     counted = confident_joint(probabilities, targets)
     rows = np.arange(len(targets))
@@ -120,6 +120,9 @@ def find_label_faults(
     others[rows, targets] = -1.0
     margins = given - others.max(axis=1)
     is_suspicious = (counted >= 0) & (counted != targets)
+    disagreed = is_suspicious | (probabilities.argmax(axis=1) != targets)
+    if disagreed.sum() > MANY * len(targets):
+        is_suspicious[:] = False  # networks this poor accuse nobody; what they say is listed as doubt
     said = np.where(is_suspicious, counted, probabilities.argmax(axis=1))
     listed = sorted(
         (int(i) for i in np.flatnonzero(said != targets)),
@@ -153,6 +156,8 @@ def draw_label_sheet(faults: Sequence[LabelFault]) -> bytes:
     shown = faults[:MOST]
     certain = sum(fault.is_suspicious for fault in faults)
     title = f"{certain} suspicious labels, then {len(faults) - certain} that are only doubted; the worst first"
+    if faults and not certain:
+        title = f"{len(faults)} labels are doubted; none is suspicious, or the folds disagree too often to accuse one"
     if len(shown) < len(faults):
         title += f" ({len(shown)} shown)"
     rows = [_title(title if faults else "no label that the folds disagree with")]

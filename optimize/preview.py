@@ -46,14 +46,16 @@ def write_preview(config: TrainConfig, dataset: Dataset, path: Path) -> int:
     parts, _ = train_and_val(dataset, config.seed)
     samples = tuple(_examples(parts["train"]))
     shown = dataclasses.replace(parts["train"], samples=samples)
-    pictures = raw_pictures(shown, config.size, masks=config.masks)
+    pictures = raw_pictures(shown, config.size, masks=config.masks, is_letterbox=config.resize == "letterbox")
     batches = Batches(config, pictures, n_classes=len(dataset.classes), channels=3, background=None)
     rows = [_row(config, batches, sample, number) for number, sample in enumerate(samples)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_written = cv2.imwrite(str(path), np.vstack([_header(rows[0].shape[1]), *rows]))
     except (OSError, cv2.error) as error:
-        raise DataError(f"{path}: can't be written ({error})", hint="give a file that ends in .png") from error
+        raise DataError(
+            f"{path}: can't be written", hint="give a file that ends in .png, in a folder of yours"
+        ) from error
     if not is_written:
         raise DataError(f"{path}: can't be written", hint="give a file that ends in .png, in a folder that is yours")
     return len(samples)

@@ -21,6 +21,9 @@ Device = Literal["auto", "cpu", "cuda"]
 Optimizer = Literal["sgd", "adamw"]
 Pooling = Literal["mean", "peak", "both"]
 
+GAMMA = 2.0
+"""What Lin et al. found best (ICCV 2017, section 4.1)."""
+
 _CHOICES: dict[str, Any] = {
     "loss": Loss,
     "class_weights": ClassWeights,
@@ -113,7 +116,7 @@ class TrainConfig:
     freeze_norms: bool = False
     optimizer: Optimizer = "sgd"
     loss: Loss = "cross-entropy"
-    focal_gamma: float = 2.0
+    focal_gamma: float = GAMMA
     class_weights: ClassWeights = "inverse"
     sampler: Sampler = "shuffled"
     logit_adjustment: float = 0.0
@@ -160,6 +163,10 @@ class TrainConfig:
             )
         if self.unfreeze_every and self.freeze_until is None:
             raise OptimizeError("unfreeze-every: nothing is frozen", hint="give --freeze-until STAGE too")
+        if self.focal_gamma != GAMMA and self.loss != "focal":
+            raise OptimizeError("focal-gamma: is of the focal loss", hint="add --loss focal")
+        if self.mask_weight != 1 and self.masks is None:
+            raise OptimizeError("mask-weight: there are no masks", hint="give --masks DIR too")
         if self.window_px is not None:
             _at_least("window", self.window_px, 32, self.size)
             if self.masks is None:
@@ -219,7 +226,8 @@ _SHARES: tuple[tuple[str, float, float], ...] = (
 
 
 def _flag(name: str) -> str:
-    return name.replace("_", "-")
+    """An attribute as the command line calls it."""
+    return {"average": "ema", "logit_adjustment": "logit-adjust"}.get(name, name.replace("_", "-"))
 
 
 def _at_least(name: str, value: int, lowest: int, highest: int = 2**31 - 1) -> None:

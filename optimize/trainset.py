@@ -77,42 +77,52 @@ def train_and_val(dataset: Dataset, seed: int) -> tuple[Mapping[str, Dataset], t
     return parts, tuple(notices)
 
 
-def raw_pictures(dataset: Dataset, size_px: int, *, masks: Path | None = None) -> Pictures:
+def raw_pictures(dataset: Dataset, size_px: int, *, masks: Path | None = None, is_letterbox: bool = False) -> Pictures:
     """Read images for training: as they are, or shrunk to twice the network's input.
 
     Args:
         dataset: the images.
         size_px: the network's input.
         masks: folder with masks at the images' own paths, `.png`; an image may be without.
+        is_letterbox: keep the aspect ratio of what is shrunk.
 
     Raises:
         DataError: images or masks can't be read (they are named), or have no label; or there is no mask at all.
     """
-    pictures = _pictures(dataset, lambda image: _shrunk(image, LARGEST * size_px))
+    shapes: list[tuple[int, ...]] = []
+
+    def shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        shapes.append(image.shape)
+        return _shrunk(image, LARGEST * size_px, is_letterbox=is_letterbox)
+
+    pictures = _pictures(dataset, shrunk)
     if masks is None:
         return pictures
-    found = [_mask(masks, sample, picture) for sample, picture in zip(dataset, pictures.images, strict=True)]
+    kept = [(picture.shape[1], picture.shape[0]) for picture in pictures.images]
+    found = [_mask(masks, *each) for each in zip(dataset, shapes, kept, strict=True)]
     if not any(mask is not None for mask in found):
         example = masks / PurePosixPath(dataset.samples[0].file).with_suffix(".png")
         raise DataError(f"{masks}: holds no mask for any image, expected files such as {example}")
     return dataclasses.replace(pictures, masks=found)
 
 
-def _mask(masks: Path, sample: Sample, picture: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """The mask of an image at the size that the image was kept at; None where there is no file, or nothing white."""
+def _mask(masks: Path, sample: Sample, shape: tuple[int, ...], kept: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """The mask of an image at the size (width, height) that it was kept at; None without a file, or nothing white."""
     path = masks / PurePosixPath(sample.file).with_suffix(".png")
     if not path.is_file():
         return None
-    mask = read_image(path)[:, :, 0]
-    size = (picture.shape[1], picture.shape[0])
-    if abs(mask.shape[1] * size[1] - mask.shape[0] * size[0]) > 2 * max(mask.shape):  # a pixel of rounding
+    try:
+        mask = read_image(path)[:, :, 0]
+    except ImageError as error:
+        raise DataError(f"mask: {error.message}", hint=error.hint) from error
+    if mask.shape != shape[:2]:
         raise DataError(
-            f"{path}: is {mask.shape[1]} x {mask.shape[0]}, expected the shape of {sample.file}",
+            f"{path}: is {mask.shape[1]} x {mask.shape[0]}, expected {shape[1]} x {shape[0]} as {sample.file}",
             hint="a mask has the size of its picture",
         )
     white = ((mask > 127) * np.uint8(255)).astype(np.uint8)
-    if (mask.shape[1], mask.shape[0]) != size:
-        white = np.asarray(cv2.resize(white, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    if (mask.shape[1], mask.shape[0]) != kept:
+        white = np.asarray(cv2.resize(white, kept, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     return white if white.any() else None
 
 
@@ -143,10 +153,12 @@ def _pictures(dataset: Dataset, change: Callable[[NDArray[np.uint8]], NDArray[np
     return Pictures(images=images, targets=np.asarray(dataset.targets, dtype=np.int64), is_grey=is_grey)
 
 
-def _shrunk(image: NDArray[np.uint8], largest_px: int) -> NDArray[np.uint8]:
+def _shrunk(image: NDArray[np.uint8], largest_px: int, *, is_letterbox: bool) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
     if max(height, width) > largest_px:
-        spec = InputSpec(width_px=max(min(width, largest_px), 8), height_px=max(min(height, largest_px), 8))
+        share = min(1.0, largest_px / max(height, width))
+        wanted = [round(side * share) if is_letterbox else min(side, largest_px) for side in (width, height)]
+        spec = InputSpec(width_px=max(wanted[0], 8), height_px=max(wanted[1], 8))
         return fit(image, spec)
     return np.ascontiguousarray(image[:, :, ::-1])
 

@@ -181,11 +181,21 @@ def _split(args: argparse.Namespace) -> int:
         write_split_sheet,
         write_splits,
     )
-    from optimize.dataset import read_dataset
+    from optimize.dataset import check_fractions, read_dataset
+    from optimize.errors import DataError
     from optimize.progress import open_progress
 
-    check_out(args.out, is_forced=args.force)
     fractions = args.fractions or SPLIT_FRACTIONS
+    check_out(args.out, is_forced=args.force)
+    check_fractions(fractions)
+    if (
+        args.data.exists()
+        and args.out.exists()
+        and args.out.resolve() in {args.data.resolve(), args.data.resolve() / "splits.csv"}
+    ):
+        raise DataError(
+            f"{args.out}: is what the splits are made from", hint="give another name: its groups would be lost"
+        )
     by = "" if args.by == "none" else args.by
     dataset = read_dataset(args.data, has_splits=bool(args.keep), group_by=by)
     with open_progress() as progress:

@@ -283,7 +283,7 @@ def _lines(result: TrainResult, written: CardFiles) -> Iterator[str]:
         f"kept epoch {result.best_epoch}: on val {val.accuracy:.2%} of {n} right, "
         f"balanced recall {val.balanced_recall:.2%}"
     )
-    yield f"  {'recall on val, rarest first':24.24} {'':>8}  found        in train"
+    yield f"  {'recall on val (rarest first)':28} {'':>4}  found        in train"
     for i in sorted(range(len(result.classes)), key=lambda i: result.counts[i]):
         recall, row = val.recalls[i], val.confusion[i]
         found = "no image" if recall is None else f"{recall:>8.2%}  {row[i]:>4} of {sum(row):<4}"

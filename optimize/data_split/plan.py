@@ -57,7 +57,15 @@ class SplitPlan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know, one sentence each; the gravest first."""
-        return (*_alike(self), *_thin(self), *_large(self), *_wide(self), *_moved(self), *_not_compared(self))
+        return (
+            *_alike(self),
+            *_contradicted(self),
+            *_thin(self),
+            *_large(self),
+            *_wide(self),
+            *_moved(self),
+            *_not_compared(self),
+        )
 
 
 def plan_splits(
@@ -124,6 +132,22 @@ def _alike(plan: SplitPlan) -> Iterator[str]:
             f"most pictures of {', '.join(plan.grouping.alike)} look like one surface (a frame, an outline, a "
             f"pattern): crops and exposures of one part could not be told there, so these splits MAY LEAK; crop to the "
             f"surface that is inspected, or name the part in a `group` column"
+        )
+
+
+def _contradicted(plan: SplitPlan) -> Iterator[str]:
+    samples = plan.dataset.samples
+    pairs = [link.pair for link in plan.grouping.links if link.evidence in {"copy", "near copy"}]
+    named = [
+        f"{samples[p.first].file} ({samples[p.first].label}) and {samples[p.second].file} ({samples[p.second].label})"
+        for p in pairs
+        if samples[p.first].label != samples[p.second].label
+    ]
+    if named:
+        more = ", ..." if len(named) > 3 else ""
+        yield (
+            f"{len(named)} pairs are one picture under two classes: {', '.join(named[:3])}{more}; one label of each is "
+            f"wrong, or the picture shows both"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from agent.errors import MissingExtra
+from optimize.errors import OptimizeError
 from optimize.train.result import EpochRecord
 from optimize.validation import Validation
 
@@ -29,6 +30,7 @@ def open_events(folder: Path | None, classes: Sequence[str], *, epochs_done: int
 
     Raises:
         MissingExtra: TensorBoard is not installed.
+        OptimizeError: the folder can't be written.
     """
     if folder is None:
         yield lambda _, __: None
@@ -40,7 +42,14 @@ def open_events(folder: Path | None, classes: Sequence[str], *, epochs_done: int
             f"the Python package {error.name} is not installed, and --tensorboard needs it",
             hint="pip install tensorboard",
         ) from error
-    with SummaryWriter(str(folder), purge_step=epochs_done + 1) as writer:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
+    except OSError as error:
+        raise OptimizeError(
+            f"tensorboard: {folder} can't be written ({error.strerror})", hint="choose another --tensorboard DIR"
+        ) from error
+    with writer:
 
         def record(epoch: EpochRecord, val: Validation) -> None:
             step = epoch.epoch

@@ -119,7 +119,9 @@ class _Plan:
     def run(self, processes: Processes, progress: Callable[[Progress], None]) -> tuple[Run, int]:
         """Epoch after epoch, each kept on disk; gives the run, and the epoch that an earlier one had reached."""
         config = self.config
-        pictures = raw_pictures(self.parts["train"], config.size, masks=config.masks)
+        pictures = raw_pictures(
+            self.parts["train"], config.size, masks=config.masks, is_letterbox=config.resize == "letterbox"
+        )
         val = fitted_pictures(self.parts["val"], config.spec)
         run = Run(config, pictures, val, self.classes, self.pretrained, processes)
         processes.wait()  # by now the first has forgotten a checkpoint that was not wanted

@@ -100,6 +100,31 @@ def test_a_table_that_exists_is_written_over_only_by_force(tmp_path: Path, capsy
     assert len(_rows(out)) == 4
 
 
+def test_a_table_is_never_written_over_the_one_it_is_made_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its groups would be lost, force or not."""
+    data = _parts(tmp_path / "d", 4)
+    assert main(["data", "split", str(data), "--out", str(tmp_path / "one.csv")]) == 0
+    before = (tmp_path / "one.csv").read_bytes()
+
+    assert main(["data", "split", str(tmp_path / "one.csv"), "--out", str(tmp_path / "one.csv"), "--force"]) == 2
+    assert "is what the splits are made from" in capsys.readouterr().err
+    assert (tmp_path / "one.csv").read_bytes() == before
+
+
+def test_one_picture_under_two_classes_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It stays in one split, but one of its labels is wrong."""
+    data = write_pictures(
+        _parts(tmp_path / "d", 4), {"ok/same.png": _piece(steel(99)), "dent/same.png": _piece(steel(99))}
+    )
+
+    assert main(["data", "split", str(data), "--out", str(tmp_path / "out.csv"), "--json"]) == 0
+
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert any("one picture under two classes: dent/same.png (dent) and ok/same.png (ok)" in text for text in warnings)
+
+
 def test_a_picture_that_cannot_be_read_stops_the_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody knows what it shows, so nobody knows where it may go."""
     data = write_pictures(_parts(tmp_path / "d", 4), {"ok/broken.jpg": encoded(textured(), ".jpg")[:-40]})

@@ -32,7 +32,7 @@ def two_classes(groups: int = 20, images: int = 3) -> Dataset:
 @pytest.mark.parametrize("count", [-1, 0, 1, 51])
 def test_a_number_of_folds_that_makes_no_sense_is_refused(count: int) -> None:
     """One fold would judge what it was trained on."""
-    with pytest.raises(DataError, match=f"folds: got {count}, expected 2 to 50"):
+    with pytest.raises(DataError, match=f"cv: got {count} folds, expected 2 to 50"):
         deal_folds(two_classes(), count, 0)
 
 

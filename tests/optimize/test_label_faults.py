@@ -70,6 +70,17 @@ def test_what_is_only_doubted_comes_after_what_is_suspicious() -> None:
     assert [(fault.sample.file, fault.is_suspicious) for fault in found] == [("021.png", True), ("020.png", False)]
 
 
+def test_networks_that_learned_nothing_accuse_nobody() -> None:
+    """A quarter of the labels is contradicted by a hair: that says something of the networks, not of the labels."""
+    given = np.arange(40) % 2
+    chances = np.array([[0.5001, 0.4999]] * 20 + [[0.4999, 0.5001]] * 20)
+
+    found = find_label_faults(samples(40), chances, given, ("a", "b"))
+
+    assert len(found) == 20
+    assert not any(fault.is_suspicious for fault in found)
+
+
 def test_a_class_that_nobody_judged_suggests_nothing() -> None:
     """Its one group only trained."""
     chances = np.array([[0.9, 0.05, 0.05], [0.05, 0.05, 0.9]])

@@ -21,6 +21,7 @@ from optimize.networks import build_network
 from optimize.networks.classifier import Pooling
 from optimize.train import TrainConfig, train
 from optimize.train.losses import place_loss
+from optimize.trainset import raw_pictures
 from tests.kit.float_models import write_parts
 
 pytestmark = pytest.mark.torch
@@ -163,8 +164,36 @@ def test_a_mask_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     masks = write_masks(parts, tmp_path / "masks")
     assert cv2.imwrite(str(masks / "images" / "train_spot_001.png"), np.full((20, 60), 255, dtype=np.uint8))
 
-    with pytest.raises(DataError, match=r"train_spot_001.png: is 60 x 20, expected the shape"):
+    with pytest.raises(DataError, match=r"train_spot_001.png: is 60 x 20, expected 32 x 32"):
         train(dataclasses.replace(QUICK, masks=masks), read_dataset(parts), tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("is_letterbox", [False, True])
+def test_pictures_much_larger_than_the_input_keep_their_masks(tmp_path: Path, is_letterbox: bool) -> None:
+    """They are kept shrunk, each axis by its own factor or both by one; a mask goes along, and a letterboxed picture
+    keeps its shape."""
+    for label, grey in (("ok", 120), ("dent", 240)):
+        for i in range(4):
+            file = tmp_path / "parts" / label / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(file), np.full((120, 400, 3), grey, dtype=np.uint8))
+    mask = np.zeros((120, 400), dtype=np.uint8)
+    mask[30:60, 100:200] = 255
+    (tmp_path / "masks" / "dent").mkdir(parents=True)
+    for i in range(4):
+        assert cv2.imwrite(str(tmp_path / "masks" / "dent" / f"{i}.png"), mask)
+
+    found = raw_pictures(read_dataset(tmp_path / "parts"), 32, masks=tmp_path / "masks", is_letterbox=is_letterbox)
+
+    height, width = found.images[0].shape[:2]
+    assert max(height, width) == 64
+    assert height == (19 if is_letterbox else 64)
+    assert found.masks is not None
+    moved = found.masks[[s.label for s in read_dataset(tmp_path / "parts")].index("dent")]
+    assert moved is not None
+    rows, columns = np.nonzero(moved > 127)
+    assert (rows.min() / height, (rows.max() + 1) / height) == pytest.approx((0.25, 0.5), abs=1 / height)
+    assert (columns.min() / width, (columns.max() + 1) / width) == pytest.approx((0.25, 0.5), abs=1 / width)
 
 
 def test_blending_and_masks_exclude_one_another() -> None:

@@ -358,7 +358,8 @@ def as_torchvision_normalizes(pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> 
 
 
 @pytest.mark.parametrize(
-    "arch", [pytest.param(arch, marks=() if arch in QUICKEST else pytest.mark.every_network) for arch in FROM_TORCHVISION]
+    "arch",
+    [pytest.param(arch, marks=() if arch in QUICKEST else pytest.mark.every_network) for arch in FROM_TORCHVISION],
 )
 def test_torchvisions_weights_see_the_picture_that_they_were_trained_on(tmp_path: Path, arch: str) -> None:
     """Bytes in, the same features out: within 1 % at the border, where zeros stand for grey, and else to the last bit.
