@@ -81,8 +81,8 @@ class FoldResult:
         epochs: how many it trained.
         best_epoch: whose weights were kept, chosen on the inner val.
         stopped: `finished`, `patience` or `minutes`.
-        train_images: how many it was trained on.
-        val_images: how many stopped it.
+        train: the images that it was trained on.
+        val: the images that stopped it.
         seconds: of its training.
         was_there: it came from an earlier run.
     """
@@ -95,8 +95,8 @@ class FoldResult:
     epochs: int
     best_epoch: int
     stopped: str
-    train_images: int
-    val_images: int
+    train: tuple[str, ...]
+    val: tuple[str, ...]
     seconds: float
     was_there: bool = False
 
@@ -260,7 +260,7 @@ class _Place:
         """Write the result, whole or not at all."""
         from optimize.export import write_atomically
 
-        values = {key: getattr(found, key) for key in _KEPT} | {"files": list(found.files)}
+        values = {key: getattr(found, key) for key in _KEPT} | {key: list(getattr(found, key)) for key in _LISTS}
         document = {"format": FORMAT, "run_of": self._run_of, **values, "logits": found.logits.tolist()}
         write_atomically(self._result, (json.dumps(document, ensure_ascii=False) + "\n").encode())
 
@@ -273,7 +273,8 @@ class _Place:
         try:
             raw: Any = json.loads(self._result.read_bytes())
             run_of, values = dict(raw["run_of"]), {key: raw[key] for key in _KEPT}
-            logits, files = np.array(raw["logits"], dtype=np.float64), tuple(raw["files"])
+            logits = np.array(raw["logits"], dtype=np.float64)
+            lists: dict[str, Any] = {key: tuple(raw[key]) for key in _LISTS}
             sha256 = hashlib.sha256(self.onnx.read_bytes()).hexdigest()
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -283,13 +284,16 @@ class _Place:
                     f"{self._result}: is of a run with {key} {run_of.get(key)}, this one has {self._run_of[key]}",
                     hint=REMEDY,
                 )
-        if sha256 != values["sha256"] or logits.ndim != 2 or len(logits) != len(files):
+        if sha256 != values["sha256"] or logits.ndim != 2 or len(logits) != len(lists["files"]):
             return None
-        return FoldResult(fold=fold, onnx=self.onnx, files=files, logits=logits, was_there=True, **values)
+        return FoldResult(fold=fold, onnx=self.onnx, logits=logits, was_there=True, **lists, **values)
 
 
-_KEPT = ("sha256", "epochs", "best_epoch", "stopped", "train_images", "val_images", "seconds")
+_KEPT = ("sha256", "epochs", "best_epoch", "stopped", "seconds")
 """Fields of a result that are written as they are."""
+
+_LISTS = ("files", "train", "val")
+"""Fields that are lists of files: who judged, taught and stopped can be checked from outside."""
 
 
 def _trained(
@@ -308,8 +312,8 @@ def _trained(
         epochs=len(found.history),
         best_epoch=found.best_epoch,
         stopped=found.stopped,
-        train_images=len(found.files["train"]),
-        val_images=len(found.files["val"]),
+        train=tuple(found.files["train"]),
+        val=tuple(found.files["val"]),
         seconds=found.seconds,
     )
 

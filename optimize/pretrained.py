@@ -251,7 +251,10 @@ def _renamed(path: Path, found: object, arch: str) -> dict[str, Tensor]:
     """A state dict under our names, without head and counters; each tensor of the network is there, and fits."""
     hint = f"`{architecture(arch).weights}` fetches weights that fit"
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ModelError(f"{path}: holds no state dict (tensors by name), got {type(found).__name__}", hint=hint)
+        raise ModelError(
+            f"{path}: holds no state dict (tensors by name), got {type(found).__name__}",
+            hint=f"save the inner state dict, as `torch.save(model.state_dict(), path)` does; or {hint}",
+        )
     expected = {name: tensor.shape for name, tensor in _outline(arch).items() if _is_published(name)}
     tensors: dict[str, Tensor] = {}
     for published, value in found.items():

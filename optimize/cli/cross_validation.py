@@ -274,11 +274,16 @@ def _calibration_lines(report: CrossReport) -> Iterator[str]:
 
 
 def _label_lines(report: CrossReport) -> Iterator[str]:
+    from optimize.label_faults import MANY
+
     faults = report.label_faults
     if not faults:
         yield "labels: the folds agree with every label"
         return
     certain = sum(fault.is_suspicious for fault in faults)
+    if len(faults) > MANY * len(report.found.logits):
+        yield f"labels: the folds disagree with {len(faults)} of {len(report.found.logits)}: too often to accuse one"
+        return
     yield (
         f"labels: {certain} of {len(report.found.logits)} suspicious, {len(faults) - certain} more doubted; look at "
         "labels.png:"

@@ -38,7 +38,7 @@ EPILOG = """examples:
 Takes the train split for the weights and the val split to stop and to choose; test is never opened. The same command
 with the same seed gives the same file on one machine. A run that was stopped, by Ctrl-C or a power cut, goes on where
 it was when the command is given again. Beside the model: MODEL.onnx.json (recipe, data, curves), MODEL.onnx.png (to
-look at) and MODEL.onnx.train/ (the checkpoint; may be deleted). With --cv: MODEL.onnx.cv/.
+look at) and MODEL.onnx.train/ (the checkpoint; may be deleted). With --cv, which runs in one process: MODEL.onnx.cv/.
 
 Rare defects: --class-weights, --sampler balanced, --loss focal and --logit-adjust 1 are four ways to the same end;
 take one. Few images: --weights, with early stages frozen or slow (--freeze-until, --stage-lr 0.8).

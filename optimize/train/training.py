@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,7 +59,10 @@ def train(
     """
     if out.is_dir():
         raise OptimizeError(f"out: {out} is a folder, expected a file", hint=f"--out {out / 'model.onnx'}")
-    plan = _Plan(config, dataset, workdir or out.with_name(f"{out.name}.train"))
+    folder = workdir or out.with_name(f"{out.name}.train")
+    for place in (out.parent, folder):
+        _check_writable(place)
+    plan = _Plan(config, dataset, folder)
     if is_fresh:
         plan.checkpoint.forget()
     with _threads(config.threads), open_processes(config.device) as processes:
@@ -167,6 +171,18 @@ def _attention(run: Run) -> bytes | None:
     if run.config.attention != "cbam":
         return None
     return draw_attention(run.best_network(), run.val, run.classes, channels=run.channels)
+
+
+def _check_writable(folder: Path) -> None:
+    """Before hours go into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OptimizeError(
+            f"train: {folder} can't be written ({error.strerror})", hint="choose another --out, or --workdir"
+        ) from error
 
 
 def _run_of(config: TrainConfig, digest: str, pretrained: Pretrained | None) -> dict[str, str]:

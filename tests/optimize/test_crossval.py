@@ -164,6 +164,19 @@ def test_the_logits_are_those_of_the_exported_file_on_the_devices_pictures(parts
     assert logits == pytest.approx(expected, abs=1e-4)
 
 
+def test_each_fold_names_what_taught_stopped_and_judged_it(parts: Path, tmp_path: Path) -> None:
+    """An auditor can check from the files alone that no group is on two sides."""
+    found = cross_validate(QUICK, read_dataset(parts), tmp_path / "cv", 2)
+
+    group_of = {sample.file: sample.group or sample.file for sample in read_dataset(parts)}
+    for result in found.results:
+        kept = json.loads((tmp_path / "cv" / f"fold{result.fold}" / "fold.json").read_text())
+        groups = [{group_of[file] for file in kept[role]} for role in ("train", "val", "files")]
+        assert all(groups)
+        assert not groups[0] & groups[1]
+        assert not (groups[0] | groups[1]) & groups[2]
+
+
 def test_the_report_counts_what_the_predictions_say(parts: Path, tmp_path: Path) -> None:
     """One confusion over all folds, recounted from the CSV by hand."""
     report = report_of(crossed(parts, tmp_path / "cv"))

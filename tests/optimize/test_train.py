@@ -151,6 +151,17 @@ def test_a_loss_that_is_no_number_ends_training_with_a_remedy(parts: Path, tmp_p
     assert "--lr 25" in error.hint
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_trained(parts: Path, tmp_path: Path) -> None:
+    """Not after the first epoch, which may be an hour."""
+    (tmp_path / "file").write_bytes(b"")
+    seen: list[Progress] = []
+
+    with pytest.raises(OptimizeError, match="can't be written"):
+        train(QUICK, read_dataset(parts), tmp_path / "file" / "m.onnx", seen.append)
+
+    assert not seen
+
+
 def test_an_image_of_test_is_never_opened(parts: Path, tmp_path: Path) -> None:
     """What was looked at is no test any more; broken files there must go unnoticed."""
     for path in (parts / "images").glob("test_*.png"):
