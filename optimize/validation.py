@@ -63,12 +63,12 @@ def validate(network: Classifier, pictures: Pictures, *, channels: int, n_classe
         n_classes: how many classes the network has.
     """
     confusion = np.zeros((n_classes, n_classes), dtype=np.int64)
-    loss = 0.0
+    loss, device = 0.0, next(network.parameters()).device
     with torch.inference_mode():
         for start in range(0, len(pictures.targets), BATCH):
             images: NDArray[np.uint8] = np.stack(pictures.images[start : start + BATCH])[..., :channels]
             targets = torch.from_numpy(pictures.targets[start : start + BATCH])
-            logits = network(normalize(images))
+            logits = network(normalize(images).to(device)).cpu()
             loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
             np.add.at(confusion, (targets.numpy(), logits.argmax(1).numpy()), 1)
     rows = tuple(tuple(int(count) for count in row) for row in confusion)
