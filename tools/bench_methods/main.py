@@ -114,9 +114,9 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Figure], list[dict[st
         plot = args.work / "transfer.png"
         keep(transfer_part(trainer, neu, _weights(args), plot, is_quick=args.quick))
     if "leak" in args.parts:
-        bare = {name: without_groups(found) for name, found in sets.items()}
-        pairs = {name: (found, found_groups(found, args.work / f"groups-{name}.json")) for name, found in bare.items()}
-        keep(leak_part(trainer, pairs, is_quick=args.quick))
+        bare = without_groups(neu)
+        found = found_groups(bare, args.work / "groups-neu-det.json")
+        keep(leak_part(trainer, {"neu-det": (bare, found)}, is_quick=args.quick))
     return checks, rows
 
 
