@@ -152,7 +152,15 @@ def _started(place: dict[str, str], cwd: Path) -> tuple[subprocess.Popen[str], i
     temporary = Path(place["TMPDIR"])
     command = [*DEMO, "--parts", "3", "--seconds", "120", "--json"]
     demo = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=place, cwd=cwd, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=place,
+        cwd=cwd,
+        start_new_session=True,
+        # A test run that was started in the background hands down an ignored Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - the child is single-threaded
     )
 
     def agents() -> list[int]:
