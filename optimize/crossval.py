@@ -28,10 +28,11 @@ from agent.bundle.manifest import InputSpec
 from agent.bundle.preprocess import fit
 from agent.errors import ImageError
 from optimize.dataset import Dataset, Sample, data_digest, read_image
-from optimize.errors import DataError, OptimizeError
+from optimize.errors import OptimizeError
 from optimize.folds import Folds, deal_folds, parts_of, pool
 from optimize.quantize.interpret import session_of
 from optimize.train_config import TrainConfig
+from optimize.trainset import refuse_broken
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +43,6 @@ __all__ = ["CrossValidation", "FoldProgress", "FoldResult", "cross_validate", "l
 
 FORMAT = 1
 REMEDY = "add --fresh to start anew, or give another --out"
-SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,9 +357,4 @@ def _check_readable(dataset: Dataset) -> None:
             read_image(sample.path)
         except ImageError as error:  # noqa: PERF203 - all broken ones are to be named
             broken.append(error.message)
-    if broken:
-        raise DataError(
-            f"{dataset.root}: {len(broken)} of {len(dataset)} images can't be used: {'; '.join(broken[:SHOWN])}"
-            + ("; ..." if len(broken) > SHOWN else ""),
-            hint="replace or remove them; `defect-opt data check` names them all",
-        )
+    refuse_broken(dataset, broken)

@@ -16,7 +16,7 @@ from agent.errors import ImageError
 from optimize.dataset import Dataset, Sample, assign_splits, read_image
 from optimize.errors import DataError
 
-__all__ = ["Pictures", "fitted_pictures", "raw_pictures", "train_and_val"]
+__all__ = ["Pictures", "fitted_pictures", "raw_pictures", "refuse_broken", "train_and_val"]
 
 VAL_SHARE = 0.15
 """What part of `train` becomes `val` in a set that has none."""
@@ -143,14 +143,27 @@ def _pictures(dataset: Dataset, change: Callable[[NDArray[np.uint8]], NDArray[np
             images.append(change(read_image(sample.path)))
         except ImageError as error:  # noqa: PERF203 - all broken ones are to be named
             broken.append(error.message)
+    refuse_broken(dataset, broken)
+    is_grey = all(np.array_equal(i[..., 0], i[..., 1]) and np.array_equal(i[..., 0], i[..., 2]) for i in images)
+    return Pictures(images=images, targets=np.asarray(dataset.targets, dtype=np.int64), is_grey=is_grey)
+
+
+def refuse_broken(dataset: Dataset, broken: Sequence[str]) -> None:
+    """Name the images that can't be used, all at once.
+
+    Args:
+        dataset: the images.
+        broken: why each of them can't be used; empty is fine.
+
+    Raises:
+        DataError: there are some.
+    """
     if broken:
         raise DataError(
             f"{dataset.root}: {len(broken)} of {len(dataset)} images can't be used: {'; '.join(broken[:SHOWN])}"
             + ("; ..." if len(broken) > SHOWN else ""),
             hint="replace or remove them; `defect-opt data check` names them all",
         )
-    is_grey = all(np.array_equal(i[..., 0], i[..., 1]) and np.array_equal(i[..., 0], i[..., 2]) for i in images)
-    return Pictures(images=images, targets=np.asarray(dataset.targets, dtype=np.int64), is_grey=is_grey)
 
 
 def _shrunk(image: NDArray[np.uint8], largest_px: int, *, is_letterbox: bool) -> NDArray[np.uint8]:
