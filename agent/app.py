@@ -30,7 +30,7 @@ from agent.messages import MetricsMessage, StatusMessage, rfc3339
 from agent.publisher import Publisher
 from agent.station import Station
 from agent.triggers import open_trigger
-from agent.verdict import Policy, policy_limits
+from agent.verdict import policy_from_config
 
 __all__ = ["Summary", "run_station"]
 
@@ -73,8 +73,8 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
         bundle = open_bundle(config.bundle)
         engine = open_engine(bundle, config.engine)
         stack.callback(engine.close)
-        inspector = Inspector(bundle, engine)
-        policy = Policy(policy_limits(config.policy, bundle.manifest.policy))
+        inspector = Inspector(bundle, engine, pixel_mm=config.policy.pixel_mm)
+        policy = policy_from_config(config.policy, bundle.manifest)
         journal = Journal.open(
             config.journal,
             state_dir=config.state_dir,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from agent.bundle import Bundle, open_bundle
+from agent.bundle import Bundle, is_as_recorded, open_bundle
 from agent.cameras import open_camera
 from agent.config import AgentConfig, read_config
 from agent.engines import Engine, open_engine
@@ -24,7 +24,7 @@ from agent.errors import AgentError, ConfigError
 from agent.frame import Fault, Part, Stamp
 from agent.health import clock_synced
 from agent.publisher import probe
-from agent.verdict import policy_limits
+from agent.verdict import policy_from_config
 
 __all__ = ["Finding", "check_station"]
 
@@ -165,8 +165,29 @@ def _bundle_and_engine(config: AgentConfig) -> Iterator[Finding]:
 
 
 def _policy(bundle: Bundle, config: AgentConfig) -> Finding:
-    limits = policy_limits(config.policy, bundle.manifest.policy)
+    policy = policy_from_config(config.policy, bundle.manifest)
+    limits, zones = policy.limits, policy.zones
     text = f"defect from {limits.defect_above:g}, review from {limits.review_above:g}"
+    if zones:
+        text += f", {len(zones)} zone{'s' * (len(zones) > 1)}"
+    if bundle.manifest.detection is not None:
+        return _policy_of_detector(bundle, config, text)
+    return Finding(subject="policy", level="ok", text=text)
+
+
+def _policy_of_detector(bundle: Bundle, config: AgentConfig, text: str) -> Finding:
+    """Sizes need a pixel pitch; without one every finding counts, and that is said."""
+    assert bundle.manifest.detection is not None
+    pitch = config.policy.pixel_mm or bundle.manifest.detection.pixel_mm
+    if pitch is not None:
+        return Finding(subject="policy", level="ok", text=f"{text}, {pitch:g} mm per pixel")
+    if any(c.min_size_mm for c in bundle.manifest.classes):
+        return Finding(
+            subject="policy",
+            level="warn",
+            text=f"{text}; the bundle has smallest sizes in mm, but nobody said how large a pixel is: all sizes count",
+            remedy="give policy.pixel_mm, one pixel of the frame in millimetres",
+        )
     return Finding(subject="policy", level="ok", text=text)
 
 
@@ -180,30 +201,32 @@ def _engine(bundle: Bundle, config: AgentConfig) -> Finding:
 
 
 def _golden(bundle: Bundle, engine: Engine, kind: str) -> Finding:
-    """Replay the golden pictures: the same top class as on the workbench, in a sane time."""
-    goldens = [g for g in bundle.goldens() if "logits" in g.outputs.get(kind, {})]
+    """Replay the golden pictures: the same class or detections as on the workbench, in a sane time."""
+    is_detector = bundle.manifest.detection is not None
+    role = "detections" if is_detector else "logits"
+    goldens = [g for g in bundle.goldens() if role in g.outputs.get(kind, {})]
     if not goldens:
         return Finding(subject="engine", level="ok", text=f"{engine.name}; no golden pictures to replay")
     changed, taken = 0, []
     for golden in goldens:
         start = time.perf_counter()
-        logits = engine.infer(golden.image[None])["logits"]
+        outputs = engine.infer(golden.image[None])
         taken.append((time.perf_counter() - start) * 1000)
-        expected = golden.outputs[kind]["logits"]
-        changed += int(logits.argmax() != expected.argmax())
+        changed += not is_as_recorded(golden, kind, outputs, bundle.manifest)
     text = f"{engine.name}: {len(goldens)} golden pictures, median {sorted(taken)[len(taken) // 2]:.1f} ms"
     if changed:
         return Finding(
             subject="engine",
             level="fail",
-            text=f"{text}, {changed} with another class than at the build",
+            text=f"{text}, {changed} with {'other detections' if is_detector else 'another class'} than at the build",
             remedy="try engine.graph: fp32; then compare onnxruntime's version with the one in `bundle show --json`",
         )
     if max(taken[1:] or taken) > SLOW_ENGINE_MS:
         return Finding(
             subject="engine", level="warn", text=f"{text}, one took {max(taken):.0f} ms", remedy="try engine.threads: 2"
         )
-    return Finding(subject="engine", level="ok", text=f"{text}, every class as at the build")
+    every = "all detections" if is_detector else "every class"
+    return Finding(subject="engine", level="ok", text=f"{text}, {every} as at the build")
 
 
 def _camera(config: AgentConfig) -> Finding:

@@ -35,6 +35,7 @@ __all__ = [
     "TlsConfig",
     "TriggerConfig",
     "WatchdogConfig",
+    "ZoneConfig",
     "config_from_mapping",
     "read_config",
     "read_yaml",
@@ -151,16 +152,62 @@ class EngineConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ZoneConfig:
+    """A part of the picture with limits of its own (detectors only); empty keys keep what holds around it.
+
+    Attributes:
+        name: how verdicts call it.
+        box: x, y, width and height in pixels of the frame; this or `polygon`.
+        polygon: 3 to 64 corners in order, x and y each, in pixels of the frame.
+        defect_above: score (0 to 1) from which a finding in it makes the part a defect.
+        review_above: score (0 to 1) from which a person looks at the part.
+        min_size_mm: findings in it whose longer side is shorter are no defects; empty leaves that to their class.
+        ignore: findings that lie in it entirely are no defects.
+    """
+
+    name: str = _key(pattern=r"[\w.-]{1,40}", form="1 to 40 letters, digits, `_`, `.` or `-`")
+    box: tuple[float, ...] | None = _key(None, low=0, high=65_535)
+    polygon: tuple[tuple[float, ...], ...] | None = _key(None, low=0, high=65_535)
+    defect_above: float | None = _key(None, low=0, high=1)
+    review_above: float | None = _key(None, low=0, high=1)
+    min_size_mm: float | None = _key(None, low=0, high=100_000)
+    ignore: bool = False
+
+    def __post_init__(self) -> None:
+        problem, limits = "", (self.defect_above, self.review_above, self.min_size_mm)
+        corners = ((0.0, 0.0),) * 3 if self.polygon is None else self.polygon
+        if (self.box is None) == (self.polygon is None):
+            problem = f"box, polygon: got {'neither' if self.box is None else 'both'}, expected one of them"
+        elif self.box is not None and (len(self.box) != 4 or min(self.box[2:]) <= 0):
+            problem = f"box: got {list(self.box)}, expected x, y, width and height, the last two over 0"
+        elif not 3 <= len(corners) <= 64 or any(len(corner) != 2 for corner in corners):
+            problem = f"polygon: got {len(corners)} corners, expected 3 to 64 of the form [x, y]"
+        elif self.ignore and limits != (None, None, None):
+            problem = "ignore: got true beside limits, which would never be used: expected one or the other"
+        if problem:
+            raise ConfigError(f"policy.zones: {self.name}: {problem}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyConfig:
     """Decision limits in place of the bundle's; empty keys keep the bundle's.
 
     Attributes:
         defect_above: defect score (0 to 1) from which a part is a defect.
         review_above: defect score (0 to 1) from which a person looks at it.
+        pixel_mm: one pixel of the frame in millimetres (detectors only), for sizes.
+        zones: parts of the picture with limits of their own (detectors only), 50 at most.
     """
 
     defect_above: float | None = _key(None, low=0, high=1)
     review_above: float | None = _key(None, low=0, high=1)
+    pixel_mm: float | None = _key(None, low=0.000001, high=1000)
+    zones: tuple[ZoneConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [zone.name for zone in self.zones]
+        if len(set(names)) != len(names) or len(names) > 50:
+            raise ConfigError(f"policy.zones: got {', '.join(names)[:200]}, expected at most 50 different names")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,9 +282,7 @@ class MqttConfig:
     port: int = _key(1883, low=1, high=65_535)
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     client_id: str = _key("", pattern=r"[\w./-]{0,64}", form="up to 64 letters, digits, `_`, `.`, `/` or `-`")
-    username: str = _key(
-        "", pattern=r"[^\x00-\x1f]{0,256}", form="up to 256 characters, none of them a control character"
-    )
+    username: str = _key("", pattern=r"[^\x00-\x1f]{0,256}", form="up to 256 characters, no control characters")
     password_file: Path | None = _key(None, path=True)
     keepalive_s: int = _key(15, low=2, high=3_600)
     inflight: int = _key(20, low=1, high=100)

@@ -9,13 +9,25 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agent.bundle import Bundle, Finding, Placement, Preprocessor, decode_classification, heatmap_from_cam
+from agent.bundle import (
+    BoxDecoder,
+    Bundle,
+    DetectionSpec,
+    Finding,
+    Placement,
+    Preprocessor,
+    decode_classification,
+    findings_from_boxes,
+    heatmap_from_cam,
+)
+from agent.bundle.manifest import Task
+from agent.bundle.tiles import Seen, Tile, merge_tiles, seen_in_tile, tiles_of
 from agent.engines import Engine
-from agent.errors import AgentError, BundleError, EngineError, ImageError
+from agent.errors import AgentError, EngineError, ImageError
 from agent.frame import Fault, Frame, Part, Stage
 
 if TYPE_CHECKING:
@@ -55,9 +67,12 @@ class Inspection:
         part: whose inspection this is.
         frame: the exposure; None when there was none.
         fault: the reason why there is no result; None when there is one.
-        findings: every class with its probability, highest first (classify); detections (detect).
-        defect_score: 1 - P(good), 0 to 1; None when there is no result.
-        uncertainty: entropy of the class probabilities over its maximum, 0 (sure) to 1 (no idea).
+        task: what the bundle does: `classify`, or `detect`, where no finding is a result too.
+        findings: every class with its probability, highest first (classify); all detections, whatever their class and
+            size, highest first (detect).
+        defect_score: 0 to 1; 1 - P(good) (classify), or the highest score of a finding that is not `ok`, 0 without one
+            (detect); None when there is no result.
+        uncertainty: entropy of the class probabilities over its maximum, 0 (sure) to 1 (no idea); None of a detector.
         heatmap: (h, w) float32, 0 to 1, over the whole frame at the graph's resolution: where the foremost defect class
             gets its score from; None when the graph has no map.
         ms: milliseconds per stage.
@@ -68,6 +83,7 @@ class Inspection:
     part: Part
     frame: Frame | None
     fault: Fault | None
+    task: Task = "classify"
     findings: tuple[Finding, ...] = ()
     defect_score: float | None = None
     uncertainty: float | None = None
@@ -86,25 +102,19 @@ class Inspector:
     """Looks at frames with one bundle and one engine; one thread at a time.
 
     Args:
-        bundle: gives input, classes and temperature.
+        bundle: gives input, classes, temperature, and how boxes are read.
         engine: runs its graph; the caller closes it.
-
-    Raises:
-        BundleError: a task that this agent can't decode.
+        pixel_mm: one pixel of the frame in millimetres; None takes the bundle's, which may be unknown.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        if bundle.manifest.task != "classify":
-            raise BundleError(
-                f"{bundle.path}: its task is {bundle.manifest.task}, this agent decodes classify",
-                hint="update defect-agent",
-            )
+    def __init__(self, bundle: Bundle, engine: Engine, *, pixel_mm: float | None = None) -> None:
         self.ref = ref_from_bundle(bundle)
         self.engine_name = engine.name
-        self._manifest = bundle.manifest
-        self._engine = engine
-        self._preprocess = Preprocessor(bundle.manifest.input)
-        self._index = {name: i for i, name in enumerate(bundle.manifest.class_names)}
+        self._task = bundle.manifest.task
+        detection = bundle.manifest.detection
+        self._eye: _Classifier | _Detector = (
+            _Classifier(bundle, engine) if detection is None else _Detector(bundle, engine, detection, pixel_mm)
+        )
 
     def inspect(self, frame: Frame | Fault) -> Inspection:
         """See what is in one frame.
@@ -115,23 +125,15 @@ class Inspector:
         Returns:
             The inspection. Whatever failed is its fault with the stage; nothing is raised for a part.
         """
+        same: dict[str, Any] = {"bundle": self.ref, "engine": self.engine_name, "task": self._task}
         if isinstance(frame, Fault):
-            return Inspection(part=frame.part, frame=None, fault=frame, bundle=self.ref, engine=self.engine_name)
+            return Inspection(part=frame.part, frame=None, fault=frame, **same)
         laps = _Laps(frame.capture_ms)
         try:
-            tensor, placement = self._preprocess(frame.image)
-            _refuse_blank(frame.image)
-            laps.end()
-            outputs = self._engine.infer(tensor)
-            laps.end()
-            seen = decode_classification(_logits(outputs), self._manifest)
-            heatmap = self._heatmap(outputs, seen.findings, placement)
-            laps.end()
+            seen = self._eye.see(frame.image, laps)
         except Exception as error:  # a part must get its verdict, whatever failed
             fault = Fault(part=frame.part, stage=laps.stage, reason=_reason(error))
-            return Inspection(
-                part=frame.part, frame=frame, fault=fault, ms=laps.ms(), bundle=self.ref, engine=self.engine_name
-            )
+            return Inspection(part=frame.part, frame=frame, fault=fault, ms=laps.ms(), **same)
         return Inspection(
             part=frame.part,
             frame=frame,
@@ -139,10 +141,43 @@ class Inspector:
             findings=seen.findings,
             defect_score=seen.defect_score,
             uncertainty=seen.uncertainty,
-            heatmap=heatmap,
+            heatmap=seen.heatmap,
             ms=laps.ms(),
-            bundle=self.ref,
-            engine=self.engine_name,
+            **same,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Sight:
+    """What was seen; fields as in `Inspection`."""
+
+    findings: tuple[Finding, ...]
+    defect_score: float
+    uncertainty: float | None = None
+    heatmap: NDArray[np.float32] | None = None
+
+
+class _Classifier:
+    """Judges the picture as a whole."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self._manifest = bundle.manifest
+        self._engine = engine
+        self._preprocess = Preprocessor(bundle.manifest.input)
+        self._index = {name: i for i, name in enumerate(bundle.manifest.class_names)}
+
+    def see(self, image: NDArray[np.uint8], laps: _Laps) -> _Sight:
+        tensor, placement = self._preprocess(image)
+        _refuse_blank(image)
+        laps.go_on("infer")
+        outputs = self._engine.infer(tensor)
+        laps.go_on("decode")
+        seen = decode_classification(_output(outputs, "logits"), self._manifest)
+        return _Sight(
+            findings=seen.findings,
+            defect_score=seen.defect_score,
+            uncertainty=seen.uncertainty,
+            heatmap=self._heatmap(outputs, seen.findings, placement),
         )
 
     def _heatmap(
@@ -154,6 +189,47 @@ class Inspector:
             return None
         heatmap = heatmap_from_cam(cam, self._index[foremost.class_name])
         return placement.map_to_image(heatmap, self._manifest.input)
+
+
+class _Detector:
+    """Finds boxes, in the whole picture or tile by tile."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, spec: DetectionSpec, pixel_mm: float | None) -> None:
+        self._manifest = bundle.manifest
+        self._engine = engine
+        self._spec = spec
+        self._pixel_mm = spec.pixel_mm if pixel_mm is None else pixel_mm
+        self._preprocess = Preprocessor(bundle.manifest.input)
+        self._input_px = min(bundle.manifest.input.width_px, bundle.manifest.input.height_px)
+        self._decode = BoxDecoder(spec, len(bundle.manifest.classes))
+
+    def see(self, image: NDArray[np.uint8], laps: _Laps) -> _Sight:
+        shape = image.shape if isinstance(image, np.ndarray) and image.ndim == 3 else ()
+        height, width = shape[:2] if shape else (1, 1)
+        tiles = tiles_of(width, height, self._spec.tiling)
+        if len(tiles) == 1:
+            seen = self._look(image, laps, tiles[0], check=image)
+        else:
+            parts = []
+            for at, tile in enumerate(tiles):
+                laps.go_on("preprocess")
+                x0, y0, x1, y1 = tile.corners
+                parts.append((tile, self._look(image[y0:y1, x0:x1], laps, tile, check=None if at else image)))
+            seen = merge_tiles(parts, width, height, self._spec, input_px=self._input_px)
+        findings = findings_from_boxes(seen.boxes, seen.scores, seen.classes, self._manifest, self._pixel_mm)
+        scores = [finding.score for finding in findings if finding.severity != "ok"]
+        return _Sight(findings=findings, defect_score=max(scores, default=0.0))
+
+    def _look(self, image: NDArray[np.uint8], laps: _Laps, tile: Tile, *, check: NDArray[np.uint8] | None) -> Seen:
+        """Detections of one tile in pixels of the picture; of a failing one the exception fails the part."""
+        tensor, placement = self._preprocess(image)
+        if check is not None:
+            _refuse_blank(check)
+        laps.go_on("infer")
+        outputs = self._engine.infer(tensor)
+        laps.go_on("decode")
+        found = self._decode(_output(outputs, "boxes"), _output(outputs, "scores"))
+        return seen_in_tile(found, placement, tile)
 
 
 MIN_SIDE_PX = 8
@@ -179,31 +255,31 @@ def _refuse_blank(image: NDArray[np.uint8]) -> None:
 
 
 class _Laps:
-    """Times the stages one after the other, and knows which one is running."""
-
-    _STAGES: tuple[Stage, ...] = ("preprocess", "infer", "decode")
+    """Times the stages, which may come again (tiles), and knows which one is running; the first is preprocessing."""
 
     def __init__(self, capture_ms: float) -> None:
+        self.stage: Stage = "preprocess"
         self._capture_ms = capture_ms
-        self._marks_ns = [time.perf_counter_ns()]
+        self._spent_ns: dict[Stage, int] = {}
+        self._since_ns = time.perf_counter_ns()
 
-    @property
-    def stage(self) -> Stage:
-        return self._STAGES[min(len(self._marks_ns), len(self._STAGES)) - 1]
-
-    def end(self) -> None:
-        self._marks_ns.append(time.perf_counter_ns())
+    def go_on(self, stage: Stage) -> None:
+        """The running stage ends, this one begins."""
+        now_ns = time.perf_counter_ns()
+        self._spent_ns[self.stage] = self._spent_ns.get(self.stage, 0) + now_ns - self._since_ns
+        self.stage, self._since_ns = stage, now_ns
 
     def ms(self) -> StageMs:
-        marks = self._marks_ns
-        spent = {stage: (end - begin) / 1e6 for stage, begin, end in zip(self._STAGES, marks, marks[1:], strict=False)}
+        """All that was spent until now."""
+        self.go_on(self.stage)
+        spent = {stage: self._spent_ns.get(stage, 0) / 1e6 for stage in ("preprocess", "infer", "decode")}
         return StageMs(capture=self._capture_ms, **spent)
 
 
-def _logits(outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    if "logits" not in outputs:
-        raise EngineError(f"the engine gave no logits; it gave {sorted(outputs)}")
-    return outputs["logits"]
+def _output(outputs: Mapping[str, NDArray[np.float32]], role: str) -> NDArray[np.float32]:
+    if role not in outputs:
+        raise EngineError(f"the engine gave no {role}; it gave {sorted(outputs)}")
+    return outputs[role]
 
 
 def _reason(error: Exception) -> str:

@@ -35,11 +35,21 @@ StatusState = Literal["online", "offline", "degraded"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FindingMessage:
-    """One finding. `box` is x, y, width, height in pixels of the frame, or null for the whole picture."""
+    """One finding.
+
+    Attributes:
+        class_: on the wire `class`.
+        score: 0 to 1.
+        box: x, y, width, height in pixels of the frame, or null for the whole picture.
+        size_mm: its longer side in millimetres, or null where the pixel pitch is not known.
+        zone: the zone whose limits it was compared with, or null outside all zones.
+    """
 
     class_: str
     score: float
     box: tuple[float, float, float, float] | None
+    size_mm: float | None = None
+    zone: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,14 +93,15 @@ class VerdictMessage:
         quality: 192 good, 64 uncertain, 0 bad (OPC).
         reason: in words.
         class_: on the wire `class`; the class that decided, or null.
-        score: defect score, 0 to 1, or null.
+        score: defect score, 0 to 1, or null; of a detector the score of the finding that decided.
         threshold: the limit that it was compared with, or null.
         uncertainty: 0 sure to 1 no idea, or null.
         recipe: the recipe's name, or null.
         bundle: name-version.
         bundle_digest: SHA-256 of the manifest, hex.
         engine: in words.
-        n_findings: how many findings there are; `findings` may hold fewer to stay under 4 kB.
+        n_findings: how many findings there are: classes, or a detector's that reach the lower limit that holds for
+            them; `findings` may hold fewer to stay under 4 kB.
         findings: the foremost ones.
         image: reference to the flagged picture, or null.
         ms: milliseconds per stage.

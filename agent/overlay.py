@@ -1,7 +1,7 @@
 """A verdict drawn on its picture, for people: `inspect --overlay`, and the contact sheet of the demo.
 
-The frame's colour is the decision (Okabe and Ito's palette, which the colour-blind can tell apart, and the word stands
-beside it). On flagged parts the heatmap lies over the picture, stronger where the score comes from.
+The frame's colour is the decision, and the word stands beside it. On flagged parts the heatmap lies over the picture,
+stronger where the score comes from, or the findings' boxes; zones are thin lines.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from agent.inspection import Finding
+from agent.marks import COLOURS_BGR, INK_BGR, draw_marks, plain
 from agent.verdict import Decision, Verdict
 
 if TYPE_CHECKING:
@@ -19,18 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_overlay"]
 
-_COLOURS_BGR = {
-    Decision.OK: (115, 158, 0),
-    Decision.DEFECT: (0, 94, 213),
-    Decision.REVIEW: (0, 159, 230),
-    Decision.ERROR: (167, 121, 204),
-}
-_INK_BGR = {
-    Decision.OK: (255, 255, 255),
-    Decision.DEFECT: (255, 255, 255),
-    Decision.REVIEW: (0, 0, 0),
-    Decision.ERROR: (0, 0, 0),
-}
 _DARK = 40
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _HEAT = 0.55
@@ -48,11 +36,9 @@ def draw_overlay(verdict: Verdict, *, side_px: int = 480) -> NDArray[np.uint8]:
     Returns:
         (H, W, 3) uint8 BGR, own memory: the picture in its aspect ratio, a border around and a banner under it.
     """
-    colour = _COLOURS_BGR[verdict.decision]
+    colour = COLOURS_BGR[verdict.decision]
     canvas, scale = _canvas(verdict, side_px)
-    if verdict.decision in (Decision.DEFECT, Decision.REVIEW):
-        for finding in verdict.inspection.findings:
-            _draw_box(canvas, finding, scale, colour)
+    draw_marks(canvas, verdict, scale)
     border = max(side_px // 80, 2)
     framed = cv2.copyMakeBorder(canvas, border, border, border, border, cv2.BORDER_CONSTANT, value=colour)
     banner = _banner(verdict, framed.shape[1], max(side_px // 7, 20), colour)
@@ -85,18 +71,6 @@ def _heated(picture: Any, heatmap: NDArray[np.float32]) -> Any:
     return (picture * (1 - weight) + colours * weight).astype(np.uint8)
 
 
-def _draw_box(canvas: Any, finding: Finding, scale: tuple[float, float], colour: tuple[int, int, int]) -> None:
-    if finding.box_px is None or finding.severity == "ok":
-        return
-    x, y, width, height = finding.box_px
-    corner = round(x * scale[0]), round(y * scale[1])
-    opposite = round((x + width) * scale[0]), round((y + height) * scale[1])
-    cv2.rectangle(canvas, corner, opposite, colour, thickness=2)
-    size = max(canvas.shape[1] / 1000, 0.35)
-    above = corner[0], max(corner[1] - 4, 10)
-    cv2.putText(canvas, _plain(f"{finding.class_name} {finding.score:.2f}"), above, _FONT, size, colour, 1, cv2.LINE_AA)
-
-
 def _banner(verdict: Verdict, width: int, height: int, colour: tuple[int, int, int]) -> Any:
     banner = np.full((height, width, 3), colour, dtype=np.uint8)
     headline = verdict.decision.value.upper()
@@ -105,7 +79,7 @@ def _banner(verdict: Verdict, width: int, height: int, colour: tuple[int, int, i
     detail = verdict.inspection.part.id
     if verdict.decision is Decision.ERROR:
         detail += f": {verdict.reason}"
-    ink = _INK_BGR[verdict.decision]
+    ink = INK_BGR[verdict.decision]
     _write(banner, headline, ink, baseline=round(height * 0.46), height=height * 0.30)
     _write(banner, detail, ink, baseline=round(height * 0.86), height=height * 0.22)
     return banner
@@ -113,7 +87,7 @@ def _banner(verdict: Verdict, width: int, height: int, colour: tuple[int, int, i
 
 def _write(banner: Any, text: str, ink: tuple[int, int, int], *, baseline: int, height: float) -> None:
     """One line of text, shortened with dots until it fits."""
-    text = _plain(text[:200])
+    text = plain(text[:200])
     (_, unit), _ = cv2.getTextSize("X", _FONT, 1.0, 1)
     size, left = height / unit, max(round(height / 2), 2)
     thickness = max(round(size * 1.6), 1)
@@ -121,8 +95,3 @@ def _write(banner: Any, text: str, ink: tuple[int, int, int], *, baseline: int, 
     while cv2.getTextSize(text, _FONT, size, thickness)[0][0] > room and len(text) > 3:
         text = text.removesuffix("...")[:-1] + "..."
     cv2.putText(banner, text, (left, baseline), _FONT, size, ink, thickness, cv2.LINE_AA)
-
-
-def _plain(text: str) -> str:
-    """ASCII, as OpenCV's built-in font has nothing else."""
-    return text.encode("ascii", "replace").decode()

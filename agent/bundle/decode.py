@@ -1,4 +1,4 @@
-"""From a graph's numbers to findings: temperature, softmax, defect score, uncertainty.
+"""From a graph's numbers to findings: temperature, softmax, defect score, uncertainty; boxes are in `boxes`.
 
 Pure, in float64, and the same code on the workstation and on the device. A number that is not finite is never passed
 on: it is an error here, and an `error` verdict later.
@@ -18,7 +18,7 @@ from agent.errors import EngineError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Classification", "Finding", "decode_classification", "heatmap_from_cam"]
+__all__ = ["Classification", "Finding", "decode_classification", "findings_from_boxes", "heatmap_from_cam"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +30,16 @@ class Finding:
         severity: the class's severity, from the manifest.
         score: probability or confidence, 0 to 1.
         box_px: x, y, width, height in pixels of the frame, origin top left; None when the whole picture is meant.
+        size_mm: the box's longer side in millimetres; None without a box, or when the pixel pitch is not known.
+        zone: the zone of the policy that it lies in; None outside all zones.
     """
 
     class_name: str
     severity: Severity
     score: float
     box_px: tuple[float, float, float, float] | None = None
+    size_mm: float | None = None
+    zone: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,41 @@ def decode_classification(logits: NDArray[Any], manifest: Manifest) -> Classific
     # Summed, not 1 - P(good), which would lose the last digits of a small score; rounding may end just above 1.
     defect_score = min(1.0, math.fsum(f.score for f in findings if f.severity != "ok"))
     return Classification(findings=findings, defect_score=defect_score, uncertainty=_entropy(probabilities))
+
+
+def findings_from_boxes(
+    boxes: NDArray[np.float64],
+    scores: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    manifest: Manifest,
+    pixel_mm: float | None,
+) -> tuple[Finding, ...]:
+    """Name what was detected.
+
+    Args:
+        boxes: (n, 4) x0, y0, x1, y1 in pixels of the frame.
+        scores: (n,), 0 to 1, best first.
+        classes: (n,), in the manifest's order.
+        manifest: gives names and severities.
+        pixel_mm: one pixel in millimetres, for the sizes; None when nobody knows.
+
+    Returns:
+        As many findings, in the same order.
+    """
+    findings = []
+    for (x0, y0, x1, y1), score, at in zip(boxes.tolist(), scores.tolist(), classes.tolist(), strict=True):
+        size_mm = None if pixel_mm is None else max(x1 - x0, y1 - y0) * pixel_mm
+        kind = manifest.classes[at]
+        findings.append(
+            Finding(
+                class_name=kind.name,
+                severity=kind.severity,
+                score=score,
+                box_px=(x0, y0, x1 - x0, y1 - y0),
+                size_mm=size_mm,
+            )
+        )
+    return tuple(findings)
 
 
 def heatmap_from_cam(cam: NDArray[Any], class_index: int) -> NDArray[np.float32]:

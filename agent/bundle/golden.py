@@ -8,7 +8,9 @@ In the bundle they are `golden/000.png`, … (already fitted to the input, lossl
               "outputs": {"cpu": {"logits": {"shape": [1, 6], "values": [0.5, …]}}}}]}
 ```
 
-Values are float32 in their shortest decimal form: they come back bit for bit.
+Values are float32 in their shortest decimal form: they come back bit for bit. Of a detector they are not its outputs,
+which would be a megabyte per picture, but what is read from them: `detections`, (n, 6) of x0, y0, x1, y1 in pixels of
+the input, score and class.
 """
 
 from __future__ import annotations
@@ -22,18 +24,28 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import cv2
 import numpy as np
 
-from agent.bundle.manifest import InputSpec
+from agent.bundle.boxes import BoxDecoder, box_iou
+from agent.bundle.manifest import InputSpec, Manifest
 from agent.errors import BundleError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["GOLDEN_INDEX", "Golden", "golden_files", "golden_name", "goldens_from_files"]
+__all__ = [
+    "GOLDEN_INDEX",
+    "Golden",
+    "golden_files",
+    "golden_name",
+    "golden_outputs",
+    "goldens_from_files",
+    "is_as_recorded",
+]
 
 GOLDEN_INDEX = "golden/golden.json"
 SCHEMA = 1
 MAX_GOLDENS = 200
 MAX_VALUES = 1_000_000
+SAME_IOU, SAME_SCORE = 0.5, 0.8
 _PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
 OutputsByRole: TypeAlias = "Mapping[str, NDArray[np.float32]]"
@@ -59,6 +71,50 @@ class Golden:
 def golden_name(index: int) -> str:
     """`0` as `golden/000.png`."""
     return f"golden/{index:03d}.png"
+
+
+def golden_outputs(outputs: OutputsByRole, manifest: Manifest) -> OutputsByRole:
+    """What a golden records of an engine's outputs: a classifier's as they are, a detector's as `detections`.
+
+    Raises:
+        EngineError: a detector's outputs can't be decoded.
+    """
+    if manifest.detection is None:
+        return outputs
+    found = BoxDecoder(manifest.detection, len(manifest.classes))(outputs["boxes"], outputs["scores"])
+    columns = (found.boxes, found.scores[:, None], found.classes[:, None].astype(np.float32))
+    return {"detections": np.concatenate(columns, axis=1)}
+
+
+def is_as_recorded(golden: Golden, kind: str, outputs: OutputsByRole, manifest: Manifest) -> bool:
+    """Whether an engine sees in a golden what the build saw: the same top class; or the same detections.
+
+    Every detection from the policy's lower limit up must be found again, on either side, with the same class, an IoU
+    of `SAME_IOU` and a score that may have fallen to `SAME_SCORE` of the limit: one that wavers about it is no change.
+
+    Args:
+        golden: its outputs of `kind` are the reference.
+        kind: of the graph.
+        outputs: what the engine gives now.
+        manifest: of the bundle.
+
+    Raises:
+        EngineError: a detector's outputs can't be decoded.
+        KeyError: the golden has no reference of that kind.
+    """
+    expected = golden.outputs[kind]
+    if manifest.detection is None:
+        return bool(outputs["logits"].argmax() == expected["logits"].argmax())
+    now, then = golden_outputs(outputs, manifest)["detections"], expected["detections"]
+    limit = max(manifest.policy.review_above, manifest.detection.score_above)
+    return _all_found(then, now, limit) and _all_found(now, then, limit)
+
+
+def _all_found(wanted: NDArray[np.float32], found: NDArray[np.float32], limit: float) -> bool:
+    wanted = wanted[wanted[:, 4] >= limit]
+    found = found[found[:, 4] >= SAME_SCORE * limit]
+    same = (box_iou(wanted[:, :4], found[:, :4]) >= SAME_IOU) & (wanted[:, 5:] == found[:, 5])
+    return bool(same.any(axis=1).all())
 
 
 def golden_files(goldens: Sequence[Golden]) -> dict[str, bytes]:

@@ -13,10 +13,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from agent.bundle.detection import DetectionSpec, detection_from_json, detection_to_json
 from agent.errors import BundleError
 
 __all__ = [
     "SCHEMA",
+    "Anchor",
     "ClassSpec",
     "InputSpec",
     "Manifest",
@@ -35,6 +37,7 @@ SCHEMA = 1
 Task = Literal["classify", "detect"]
 Severity = Literal["ok", "minor", "major", "critical"]
 Resize = Literal["stretch", "letterbox"]
+Anchor = Literal["centre", "corner"]
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 """What name and version are made of: they become a file name, a field of every message and a word in every log line."""
 
@@ -52,6 +55,7 @@ class InputSpec:
         height_px: height in pixels, 8 to 4096.
         resize: `stretch` changes the aspect ratio, `letterbox` keeps it and pads.
         pad_value: grey level 0 to 255 of the padding (letterbox).
+        anchor: where the picture lies in the padding (letterbox): `centre`, or `corner`, the upper left one.
     """
 
     name: str = "image"
@@ -59,6 +63,7 @@ class InputSpec:
     height_px: int
     resize: Resize = "stretch"
     pad_value: int = 128
+    anchor: Anchor = "centre"
 
     def __post_init__(self) -> None:
         for key in ("width_px", "height_px"):
@@ -73,16 +78,21 @@ class ClassSpec:
     Attributes:
         name: as in the data set's folders or CSV.
         severity: `ok` for good parts, else how bad an escape of this class is.
+        min_size_mm: findings whose longer side is shorter are no defects (detect, where the pixel pitch is known); None
+            counts all.
     """
 
     name: str
     severity: Severity
+    min_size_mm: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.name) <= 80 or not self.name.isprintable():
             raise BundleError(
                 f"manifest.json: classes: got the name {_shown(self.name)}, expected 1 to 80 printable characters"
             )
+        if self.min_size_mm is not None:
+            _within(f"classes: {self.name}: min_size_mm", self.min_size_mm, 0.0, 1e5)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +103,8 @@ class Outputs:
         logits: `(1, C)` float32, one per class (classify).
         embedding: `(1, D)` float32 pooled features.
         cam: `(1, C, h, w)` float32 class activation maps.
-        boxes: detections' boxes (detect).
-        scores: detections' scores (detect).
+        boxes: `(1, N, 4)` float32, see `agent.bundle.detection` (detect).
+        scores: `(1, N, C)` float32 (detect).
     """
 
     logits: str | None = None
@@ -136,11 +146,12 @@ class Manifest:
         version: the maker's version, for example `1.2.0`; the same letters.
         task: `classify` or `detect`.
         input: the one input.
-        classes: in the order of the outputs; at least two, names differ.
+        classes: in the order of the outputs; at least two (one for a detector), names differ.
         outputs: which output is what.
         graphs: kind (`fp32`, `cpu`, `trt`) to file name.
         cpu_graph: the kind that a CPU runs: `cpu` (INT8), or `fp32` where INT8 is not faster or not good enough.
         policy: default decision limits.
+        detection: how boxes and scores are read; None for a classifier.
         temperature: logits are divided by it before the softmax.
         gate_passed: False when the build ended with a budget that it could not keep.
         gate_reasons: why, in words; empty when passed.
@@ -159,6 +170,7 @@ class Manifest:
     graphs: Mapping[str, str]
     cpu_graph: str
     policy: PolicySpec
+    detection: DetectionSpec | None = None
     temperature: float = 1.0
     gate_passed: bool = True
     gate_reasons: tuple[str, ...] = ()
@@ -172,8 +184,9 @@ class Manifest:
                 raise BundleError(
                     f"manifest.json: {key}: got {_shown(getattr(self, key))}, expected the form {NAME_PATTERN}"
                 )
-        if len(self.classes) < 2:
-            raise BundleError(f"manifest.json: classes: got {len(self.classes)}, expected at least 2")
+        fewest = 1 if self.task == "detect" else 2  # one kind of defect is enough for boxes
+        if len(self.classes) < fewest:
+            raise BundleError(f"manifest.json: classes: got {len(self.classes)}, expected at least {fewest}")
         names = [c.name for c in self.classes]
         if len(set(names)) != len(names):
             raise BundleError(f"manifest.json: classes: names must differ, got {names}")
@@ -183,10 +196,33 @@ class Manifest:
             )
         if not 0.01 <= self.temperature <= 100:
             raise BundleError(f"manifest.json: temperature: got {self.temperature}, expected 0.01 to 100")
-        if self.task == "classify" and self.outputs.logits is None:
-            raise BundleError("manifest.json: outputs.logits: missing, a classifier needs it")
-        if self.task == "detect" and (self.outputs.boxes is None or self.outputs.scores is None):
+        if self.task == "detect":
+            self._check_detector()
+        else:
+            self._check_classifier()
+
+    def _check_detector(self) -> None:
+        if self.outputs.boxes is None or self.outputs.scores is None:
             raise BundleError("manifest.json: outputs.boxes, outputs.scores: a detector needs both")
+        if self.detection is None:
+            raise BundleError(
+                "manifest.json: detection: missing, a detector's boxes and scores can't be read without it",
+                hint="rebuild the bundle with the defect-opt that matches this agent",
+            )
+        if 0 < self.policy.review_above < self.detection.score_above:
+            raise BundleError(
+                f"manifest.json: policy.review_above: got {self.policy.review_above:g}, under detection.score_above "
+                f"({self.detection.score_above:g}): findings between them would never be seen",
+                hint="rebuild the bundle with a lower score_above, or a higher limit",
+            )
+
+    def _check_classifier(self) -> None:
+        if self.outputs.logits is None:
+            raise BundleError("manifest.json: outputs.logits: missing, a classifier needs it")
+        if self.detection is not None:
+            raise BundleError("manifest.json: detection: a classifier has no boxes")
+        if any(c.min_size_mm is not None for c in self.classes):
+            raise BundleError("manifest.json: classes: min_size_mm: a classifier knows no sizes")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -196,7 +232,13 @@ class Manifest:
 
 def manifest_to_json(manifest: Manifest) -> bytes:
     """Write a manifest as UTF-8 JSON: sorted keys, two spaces, one newline at the end; same values, same bytes."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    raw = dataclasses.asdict(manifest)
+    # Left out where they say nothing: a classifier's manifest stays one that older agents read.
+    raw["classes"] = [{k: v for k, v in c.items() if k != "min_size_mm" or v is not None} for c in raw["classes"]]
+    del raw["detection"]
+    if manifest.detection is not None:
+        raw["detection"] = detection_to_json(manifest.detection)
+    text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
 
@@ -254,6 +296,7 @@ def _manifest(raw: dict[str, Json]) -> Manifest:
         graphs=_strings("graphs", raw["graphs"]),
         cpu_graph=_typed("cpu_graph", raw["cpu_graph"], str),
         policy=_flat("policy", raw.get("policy", {}), PolicySpec, required=set()),
+        detection=_detection(raw.get("detection")),
         temperature=_number("temperature", raw.get("temperature", 1.0)),
         gate_passed=_typed("gate_passed", raw.get("gate_passed", True), bool),
         gate_reasons=tuple(
@@ -266,7 +309,11 @@ def _manifest(raw: dict[str, Json]) -> Manifest:
     )
 
 
-_LITERALS: dict[str, Any] = {"severity": Severity, "resize": Resize}
+def _detection(raw: Json) -> DetectionSpec | None:
+    return None if raw is None else detection_from_json(raw, "manifest.json: detection")
+
+
+_LITERALS: dict[str, Any] = {"severity": Severity, "resize": Resize, "anchor": Anchor}
 
 
 def _flat(where: str, raw: Json, cls: type[Any], *, required: set[str]) -> Any:

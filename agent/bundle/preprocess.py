@@ -159,11 +159,12 @@ def _place(image_width: int, image_height: int, spec: InputSpec) -> Placement:
         # Whole pixels, and never none of them: a 12,000 x 1 picture still has a row.
         width = min(max(round(image_width * scale), 1), spec.width_px)
         height = min(max(round(image_height * scale), 1), spec.height_px)
+    is_centred = spec.anchor == "centre"
     return Placement(
         image_width_px=image_width,
         image_height_px=image_height,
-        left_px=(spec.width_px - width) // 2,
-        top_px=(spec.height_px - height) // 2,
+        left_px=(spec.width_px - width) // 2 if is_centred else 0,
+        top_px=(spec.height_px - height) // 2 if is_centred else 0,
         width_px=width,
         height_px=height,
     )

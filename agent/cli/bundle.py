@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.console import DONE, print_json
+
+if TYPE_CHECKING:
+    from agent.bundle import DetectionSpec
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
@@ -47,6 +51,19 @@ def run(args: argparse.Namespace) -> int:
         ("gate", "passed" if manifest.gate_passed else "FAILED: " + "; ".join(manifest.gate_reasons)),
         ("files", f"{len(manifest.files)}, all verified"),
     ]
+    if manifest.detection is not None:
+        rows.insert(5, ("boxes", _boxes(manifest.detection)))
     for name, value in rows:
         print(f"{name:9} {value}")
     return DONE
+
+
+def _boxes(spec: DetectionSpec) -> str:
+    """How a detector's outputs are read, in a line."""
+    parts = [f"{spec.boxes}, scores as {spec.scores}, from {spec.score_above:g} up"]
+    if spec.pixel_mm is not None:
+        parts.append(f"{spec.pixel_mm:g} mm per pixel")
+    if spec.tiling is not None:
+        whole = " and the whole" if spec.tiling.with_whole else ""
+        parts.append(f"larger pictures in tiles of {spec.tiling.tile_px} px{whole}")
+    return ", ".join(parts)

@@ -37,16 +37,16 @@ def run(args: argparse.Namespace) -> int:
     """Judge each picture; exit 1 when one of them could not be judged."""
     from agent.bundle import open_bundle
     from agent.cameras.decode import read_image
-    from agent.config import EngineConfig
+    from agent.config import EngineConfig, PolicyConfig
     from agent.engines import open_engine
     from agent.frame import Fault, Frame, Part, Stamp
     from agent.inspection import Inspector
-    from agent.verdict import Policy, Verdict
+    from agent.verdict import Verdict, policy_from_config
 
     _check_overlay(args)
     bundle = open_bundle(args.bundle)
     engine = open_engine(bundle, EngineConfig(threads=args.threads, graph=args.graph))
-    inspector, policy = Inspector(bundle, engine), Policy(bundle.manifest.policy)
+    inspector, policy = Inspector(bundle, engine), policy_from_config(PolicyConfig(), bundle.manifest)
 
     def judge(path: Path, sequence: int) -> Verdict:
         part = Part(id=str(path), trigger="inspect", sequence=sequence, triggered=Stamp.now())
@@ -117,7 +117,7 @@ def _as_json(verdict: Any, overlay: Path | None) -> dict[str, Any]:
         "score": verdict.score,
         "threshold": verdict.threshold,
         "uncertainty": inspection.uncertainty,
-        "findings": [dataclasses.asdict(f) for f in inspection.findings],
+        "findings": [dataclasses.asdict(f) for f in verdict.findings],
         "ms": dataclasses.asdict(inspection.ms),
         "bundle": inspection.bundle.name,
         "bundle_digest": inspection.bundle.digest,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from agent.bundle import Bundle, Tensor
+from agent.bundle import BoxDecoder, Bundle, Tensor
 from agent.config import EngineConfig
 from agent.errors import ConfigError, EngineError
 
@@ -86,6 +86,12 @@ def open_engine(bundle: Bundle, config: EngineConfig) -> Engine:
 def _try(engine: Engine, bundle: Bundle) -> None:
     spec, count = bundle.manifest.input, len(bundle.manifest.classes)
     outputs = engine.infer(np.full((1, spec.height_px, spec.width_px, 3), 128, dtype=np.uint8))
+    if bundle.manifest.detection is not None:
+        try:
+            BoxDecoder(bundle.manifest.detection, count)(outputs["boxes"], outputs["scores"])
+        except EngineError as error:
+            raise EngineError(f"{bundle.path}: on a grey picture: {error.message}", hint=error.hint) from error
+        return
     for role, dimensions in (("logits", 2), ("cam", 4)):
         shape = outputs[role].shape if role in outputs else None
         if shape is not None and (len(shape) != dimensions or shape[:2] != (1, count)):

@@ -153,8 +153,8 @@ def verdict_message(draft: Draft, header: Header, *, rec: int, id_: str, image: 
         bundle=_cut(inspection.bundle.name, TEXT_BYTES["bundle"]),
         bundle_digest=_cut(inspection.bundle.digest, TEXT_BYTES["digest"]),
         engine=_cut(inspection.engine, TEXT_BYTES["engine"]),
-        n_findings=len(inspection.findings),
-        findings=_findings(inspection.findings),
+        n_findings=len(verdict.findings),
+        findings=_findings(verdict.findings),
         image=image,
         ms=_milliseconds(verdict),
     )
@@ -219,7 +219,13 @@ def _findings(findings: tuple[Finding, ...]) -> tuple[FindingMessage, ...]:
     """The foremost findings; one whose score is not a number says nothing and is left out (`n_findings` counts it)."""
     sound = ((finding, _number(finding.score, 4)) for finding in findings[:64])
     return tuple(
-        FindingMessage(class_=_cut(finding.class_name, TEXT_BYTES["class"]), score=score, box=_box(finding.box_px))
+        FindingMessage(
+            class_=_cut(finding.class_name, TEXT_BYTES["class"]),
+            score=score,
+            box=_box(finding.box_px),
+            size_mm=_number(finding.size_mm, 3),
+            zone=None if finding.zone is None else _cut(finding.zone, TIGHT_BYTES),
+        )
         for finding, score in sound
         if score is not None
     )

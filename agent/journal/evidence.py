@@ -1,7 +1,8 @@
 """Pictures of judged parts: encoded, written so that a power cut leaves all or nothing, and found again by name.
 
-A picture is `images/YYYY-MM-DD/ID.jpg`, with `ID` that of its verdict and the day that of its exposure (UTC). When that
-is more than may go over MQTT, `ID.mqtt.jpg` is a smaller one, and it is the one that the verdict speaks of.
+A picture is `images/YYYY-MM-DD/ID.jpg`, with `ID` that of its verdict and the day that of its exposure (UTC). It is
+kept as it was taken. Where findings have boxes, `ID.mqtt.jpg` shows them; where it is more than may go over MQTT,
+`ID.mqtt.jpg` is a smaller one. When there is one, it is what the verdict speaks of and what is published.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Picture:
         id: its verdict's id.
         day: `YYYY-MM-DD`, its folder.
         full: JPEG as kept.
-        small: JPEG as published when `full` is too large for that; else None.
+        small: JPEG as published when that is another: with boxes drawn, or smaller as `full` is too large; else None.
         sha256: of what is published, hex.
     """
 
@@ -60,21 +61,27 @@ class Picture:
         return len(self.full) + len(self.small or b"")
 
 
-def encode_picture(image: BgrImage, config: EvidenceConfig, *, id_: str, day: str) -> Picture:
-    """Encode one picture for the disk and, when that is too large, a smaller one for MQTT.
+def encode_picture(
+    image: BgrImage, config: EvidenceConfig, *, id_: str, day: str, marked: BgrImage | None = None
+) -> Picture:
+    """Encode one picture for the disk and, when that is too large or there are boxes to show, another one for MQTT.
 
     Args:
         image: (H, W, 3) uint8 BGR.
         config: quality and the largest picture that goes over MQTT.
         id_: the verdict's id.
         day: its folder.
+        marked: the picture to publish in its place, of the same size; None publishes the picture itself.
 
     Raises:
         JournalError: OpenCV can't make a JPEG of it (sides over 65,500 px, another type).
     """
     full = _jpeg(image, config.jpeg_quality)
     limit = config.max_image_kb * 1000
-    small = _smaller(image, len(full), limit) if len(full) > limit else None
+    shown = image if marked is None else marked
+    small = _jpeg(shown, config.jpeg_quality) if marked is not None and len(full) <= limit else None
+    if len(small or full) > limit:
+        small = _smaller(shown, len(small or full), limit)
     sha256 = hashlib.sha256(full if small is None else small).hexdigest()
     return Picture(id=id_, day=day, full=full, small=small, sha256=sha256)
 

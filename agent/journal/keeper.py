@@ -22,6 +22,7 @@ from agent.journal.evidence import ImageFiles, Picture, encode_picture
 from agent.journal.plan import Job
 from agent.journal.store import ImageRow, Store
 from agent.log import log_event
+from agent.marks import marked_picture
 from agent.messages import EventMessage, rfc3339
 
 __all__ = ["Keeper"]
@@ -217,7 +218,9 @@ class Keeper:
             return None
         day = rfc3339(max(0, job.draft.moment.utc_ms))[:10]
         try:
-            picture = encode_picture(image, self._evidence, id_=job.id, day=day)
+            # Drawn here, on the journal's thread: the line does not wait for it.
+            marked = marked_picture(image, job.draft.verdict) if job.draft.publish_image else None
+            picture = encode_picture(image, self._evidence, id_=job.id, day=day, marked=marked)
         except (JournalError, ValueError, OverflowError) as error:
             self._lose(not_kept=1, why=str(error))
             return None

@@ -163,7 +163,7 @@ def test_describe_is_json_with_sizes_and_hashes(bundle: Bundle) -> None:
     assert shown["bytes"] == bundle.path.stat().st_size
     assert shown["digest"] == bundle.digest
     assert shown["graphs"]["cpu"]["bytes"] == len(classifier())
-    assert shown["classes"][1] == {"name": "scratch", "severity": "major"}
+    assert shown["classes"][1] == {"name": "scratch", "severity": "major", "min_size_mm": None}
     assert set(shown["files"]) == {"model.cpu.onnx", "model.fp32.onnx"}
     assert shown["goldens"] == 0
 

@@ -12,7 +12,7 @@ import pytest
 from agent.bundle import Bundle, InputSpec, Outputs, Tensor
 from agent.config import EngineConfig
 from agent.engines import open_engine
-from agent.errors import BundleError, EngineError
+from agent.errors import EngineError
 from agent.frame import Fault, Stage
 from agent.inspection import BundleRef, Inspection, Inspector, ref_from_bundle
 from agent.verdict import Decision, Policy
@@ -163,15 +163,6 @@ def test_the_inspector_works_on_after_a_fault(bundle: Bundle) -> None:
     watching.inspect(frame_of(np.zeros((2, 2), dtype=np.uint8)))
 
     assert watching.inspect(frame_of(plain_image(BLACK))).findings[0].class_name == "scratch"
-
-
-def test_a_task_that_can_not_be_decoded_is_refused_at_the_start(bundle: Bundle, tmp_path: Path) -> None:
-    """Detection comes later; until then it is said before the first part."""
-    outputs = Outputs(boxes="logits", scores="embedding")
-    detector = make_bundle(tmp_path / "detector.defect", task="detect", outputs=outputs)
-
-    with pytest.raises(BundleError, match="its task is detect"):
-        Inspector(detector, open_engine(bundle, EngineConfig()))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,15 @@ LONG_STATION = "/".join(["工場" * 32] * 5)
 floats = st.floats(allow_nan=True, allow_infinity=True)
 texts = st.text(max_size=300) | st.text(st.characters(min_codepoint=0xD800, max_codepoint=0xDFFF), max_size=40)
 boxes = st.none() | st.tuples(floats, floats, floats, floats)
-findings = st.builds(Finding, class_name=texts, severity=st.sampled_from(["ok", "major"]), score=floats, box_px=boxes)
+findings = st.builds(
+    Finding,
+    class_name=texts,
+    severity=st.sampled_from(["ok", "major"]),
+    score=floats,
+    box_px=boxes,
+    size_mm=st.none() | floats,
+    zone=st.none() | texts,
+)
 utc = st.integers(-(2**62), 2**62)
 
 
@@ -58,6 +66,7 @@ def drafts(draw: st.DrawFn) -> Draft:
         decision=draw(st.sampled_from(Decision)),
         reason=draw(texts) * draw(st.integers(1, 20)),
         inspection=inspection,
+        findings=tuple(seen),
         top=seen[0] if seen else None,
         score=draw(st.none() | floats),
         threshold=draw(st.none() | floats),
@@ -89,14 +98,20 @@ def test_any_verdict_becomes_valid_json_that_a_plc_library_takes(draft: Draft, s
     assert len(payload) <= MAX_VERDICT_BYTES
     assert decoded["decision"] == draft.verdict.decision.value
     assert decoded["code"] == draft.verdict.decision.code
-    assert decoded["n_findings"] == len(draft.verdict.inspection.findings)
+    assert decoded["n_findings"] == len(draft.verdict.findings)
     assert decoded["image"] == (None if image is None else dataclasses.asdict(image))
 
 
 def test_a_message_holds_what_was_decided() -> None:
     """The fields that SCADA reads, each from its source."""
     part = make_part(7, id_="SN-00412", triggered=Stamp(1_791_191_643_000, 5_000_000_000))
-    verdict = make_verdict(part, Decision.DEFECT, image=make_image(), captured=Stamp(1_791_191_643_127, 5_100_000_000))
+    verdict = make_verdict(
+        part,
+        Decision.DEFECT,
+        image=make_image(),
+        captured=Stamp(1_791_191_643_127, 5_100_000_000),
+        box_px=(4.0, 5.0, 20.0, 6.0),
+    )
     verdict = dataclasses.replace(verdict, decided=Stamp(1_791_191_643_150, 5_123_456_789), decide_ms=0.25)
     draft = draft_from_verdict(verdict, boot="0badcafe", keep="flagged")
     message = strict_json(verdict_json(verdict_message(draft, HEADER, rec=184_467, id_="x", image=None)))
@@ -126,8 +141,8 @@ def test_a_message_holds_what_was_decided() -> None:
         "engine": "kit 1.0 CPU, 1 thread",
         "n_findings": 2,
         "findings": [
-            {"class": "scratch", "score": 0.91, "box": [4.0, 5.0, 20.0, 6.0]},
-            {"class": "good", "score": 0.09, "box": None},
+            {"class": "scratch", "score": 0.91, "box": [4.0, 5.0, 20.0, 6.0], "size_mm": None, "zone": None},
+            {"class": "good", "score": 0.09, "box": None, "size_mm": None, "zone": None},
         ],
         "image": None,
         "ms": {"capture": 4.2, "preprocess": 0.4, "infer": 7.9, "decide": 0.35, "total": 123.457},

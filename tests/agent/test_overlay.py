@@ -114,7 +114,8 @@ def test_a_box_is_drawn_where_it_is(bundle: Bundle) -> None:
     assert found.severity != "ok"
     seen = dataclasses.replace(judged.inspection, findings=(found,), heatmap=None)
 
-    drawn = draw_overlay(dataclasses.replace(judged, inspection=seen, top=found), side_px=480)[6:486, 6:486]
+    told = dataclasses.replace(judged, inspection=seen, findings=(found,), top=found)
+    drawn = draw_overlay(told, side_px=480)[6:486, 6:486]
 
     rows, columns = np.nonzero(drawn[205:].any(axis=2))
     assert (columns.min(), columns.max()) == pytest.approx((100, 150), abs=1)

@@ -58,14 +58,17 @@ class GraphBuilder:
         return self.add("Reshape", [source, self.constant(f"{name}.shape", shape, np.int64)], name)
 
     def model(
-        self, outputs: Mapping[str, Sequence[int | str]], inputs: Mapping[str, Sequence[int | str]] | None = None
+        self,
+        outputs: Mapping[str, Sequence[int | str]],
+        inputs: Mapping[str, Sequence[int | str]] | None = None,
+        kind: int = TensorProto.FLOAT,
     ) -> Any:
         """The graph, checked, with inferred shapes."""
         given = inputs or {"images": [1, 3, SIDE, SIDE]}
         graph = helper.make_graph(
             self.nodes,
             "detector",
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in given.items()],
+            [helper.make_tensor_value_info(name, kind, shape) for name, shape in given.items()],
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
             list(self.constants.values()),
         )

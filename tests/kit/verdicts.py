@@ -84,6 +84,7 @@ def make_verdict(
     image: BgrImage | None = None,
     captured: Stamp | None = None,
     reason: str = "the camera gave no frame within 2 s",
+    box_px: tuple[float, float, float, float] | None = None,
 ) -> Verdict:
     """A verdict as the policy gives it.
 
@@ -93,6 +94,7 @@ def make_verdict(
         image: the exposure; None takes a tiny one, except for `error`, which then has none.
         captured: when it was exposed.
         reason: of an `error`.
+        box_px: of the scratch.
     """
     part = make_part() if part is None else part
     if image is None and decision is not Decision.ERROR:
@@ -108,20 +110,26 @@ def make_verdict(
             captured=Stamp.now() if captured is None else captured,
             capture_ms=4.2,
         )
-    inspection = _inspection(part, frame, decision, reason)
+    inspection = _inspection(part, frame, decision, reason, box_px)
     verdict = Policy(PolicySpec(defect_above=0.5, review_above=0.2)).judge(inspection)
     assert verdict.decision is decision
     return verdict
 
 
-def _inspection(part: Part, frame: Frame | None, decision: Decision, reason: str) -> Inspection:
+def _inspection(
+    part: Part,
+    frame: Frame | None,
+    decision: Decision,
+    reason: str,
+    box_px: tuple[float, float, float, float] | None,
+) -> Inspection:
     if decision is Decision.ERROR:
         fault = Fault(part=part, stage="capture", reason=reason)
         return Inspection(part=part, frame=frame, fault=fault, bundle=BUNDLE, engine="kit 1.0 CPU, 1 thread")
     score = SCORES[decision]
     findings = (
         Finding(class_name="good", severity="ok", score=1 - score),
-        Finding(class_name="scratch", severity="major", score=score, box_px=(4.0, 5.0, 20.0, 6.0)),
+        Finding(class_name="scratch", severity="major", score=score, box_px=box_px),
     )
     return Inspection(
         part=part,

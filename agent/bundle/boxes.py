@@ -1,0 +1,280 @@
+"""From a detector's two outputs to its detections: score filter, decoding of what is left, suppression of repeats.
+
+```text
+scores (1, N, C) ─ at or above the limit? ─ best 1,000 ─┐
+boxes  (1, N, 4) ──────── only theirs ─────── decoded ──┴─ suppressed per class ─ best max_findings
+```
+
+Pure numpy, in float64 between float32 outputs, and the same code on the workstation and on the device. A number that is
+not finite anywhere in the outputs is an error, never a part without findings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from agent.bundle.detection import DetectionSpec
+from agent.errors import EngineError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["MAX_CANDIDATES", "BoxDecoder", "Detections", "box_iou", "suppress"]
+
+Floats: TypeAlias = "NDArray[np.float32]"
+Indices: TypeAlias = "NDArray[np.int64]"
+
+MAX_CANDIDATES = 1000
+"""Boxes of one picture that the suppression looks at, best first: it bounds the time of a net that fires everywhere."""
+
+MAX_LOG_SIZE = math.log(1000 / 16)
+"""Where the logarithm of a size in `deltas` is cut off, so that none overflows (torchvision, Detectron)."""
+
+FARTHEST_PX = 1e7
+"""Where coordinates are cut off, so that they stay finite in float32."""
+
+PROBABILITY_SLACK = 0.01
+"""How far a probability may lie outside 0 to 1: INT8 rounds. Farther out it is none, and the spec is wrong."""
+
+_REBUILD = "rebuild the bundle: its graph and its manifest do not belong together"
+_BLOCK = 48
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Detections:
+    """What was found in one picture, best score first; of equal scores the lower box index, then class, first.
+
+    Attributes:
+        boxes: (n, 4) float32, x0, y0, x1, y1 in pixels of the graph's input; x0 <= x1 and y0 <= y1.
+        scores: (n,) float32, 0 to 1.
+        classes: (n,) int64, in the manifest's order.
+    """
+
+    boxes: Floats
+    scores: Floats
+    classes: Indices
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+class BoxDecoder:
+    """Reads the outputs of one detector. Holds its priors, nothing else: any thread may call it.
+
+    Args:
+        spec: how the outputs are coded.
+        n_classes: how many classes the manifest has; the background is none of them.
+    """
+
+    def __init__(self, spec: DetectionSpec, n_classes: int) -> None:
+        self.spec = spec
+        self._n_classes = n_classes
+        self._columns = n_classes + (spec.scores == "softmax")
+        self._priors = _priors(spec)
+
+    def __call__(self, boxes: NDArray[Any], scores: NDArray[Any]) -> Detections:
+        """Find the detections of one picture.
+
+        Args:
+            boxes: (1, N, 4) or (N, 4), any float type, N as there are priors (`corners`, `centre`: at least one).
+            scores: (1, N, C) or (N, C), C one per class of the manifest; with `softmax` the background before them.
+
+        Raises:
+            EngineError: another shape, a value that is not finite, or a probability that is none.
+        """
+        boxes, scores = self._checked(boxes, scores)
+        at, values = self._candidates(scores)
+        at, values = _best(at, values)
+        index, classes = np.divmod(at, self._n_classes)
+        found = self._decode(boxes[index].astype(np.float64), index)
+        kept = suppress(found, values, classes, self.spec.nms_iou, limit=self.spec.max_findings)
+        return Detections(boxes=found[kept], scores=values[kept], classes=classes[kept])
+
+    def _checked(self, boxes: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Both without their batch of one."""
+        count = self.spec.n_priors or (boxes.shape[-2] if boxes.ndim in (2, 3) else 0) or 1
+        for role, array, side in (("boxes", boxes, 4), ("scores", scores, self._columns)):
+            if array.shape not in ((1, count, side), (count, side)):
+                raise EngineError(f"{role}: got shape {array.shape}, expected (1, {count}, {side})", hint=_REBUILD)
+            if not np.isfinite(array).all():
+                raise EngineError(f"{role}: the model gave values that are not numbers (NaN or infinity)")
+        return boxes.reshape(count, 4), scores.reshape(count, self._columns)
+
+    def _candidates(self, scores: NDArray[Any]) -> tuple[Indices, Floats]:
+        """Places in (N, classes) whose score reaches the limit, in their order, and the scores."""
+        limit = self.spec.score_above
+        if self.spec.scores == "softmax":
+            return self._softmax_candidates(scores, limit)
+        flat = scores.ravel()
+        if self.spec.scores == "sigmoid":
+            at = np.flatnonzero(flat >= _logit(limit))
+            return at, _sigmoid(flat[at].astype(np.float64)).astype(np.float32)
+        low, high = float(flat.min()), float(flat.max())
+        if low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK:
+            raise EngineError(
+                f"scores: got values from {low:.4g} to {high:.4g}, expected probabilities from 0 to 1",
+                hint="logits need `sigmoid` or `softmax` as the bundle's coding of scores: rebuild it",
+            )
+        at = np.flatnonzero(flat >= limit)
+        return at, flat[at].clip(0, 1).astype(np.float32)
+
+    def _softmax_candidates(self, scores: NDArray[Any], limit: float) -> tuple[Indices, Floats]:
+        # p >= limit needs p / (p + background) >= limit, which is a comparison of two logits: most places end here.
+        ahead = scores[:, 1].copy()
+        for at in range(2, self._columns):  # by columns: five times faster than along the short axis
+            np.maximum(ahead, scores[:, at], out=ahead)
+        rows = np.flatnonzero(ahead - scores[:, 0] >= _logit(limit) - 1e-3)
+        logits = scores[rows].astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        values = (powers[:, 1:] / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+        row, column = np.nonzero(values >= limit)
+        return rows[row] * self._n_classes + column, values[row, column]
+
+    def _decode(self, coded: NDArray[np.float64], index: Indices) -> Floats:
+        """Boxes as (n, 4) x0, y0, x1, y1 in input pixels; see `agent.bundle.detection` for the codings."""
+        spec = self.spec
+        if spec.boxes == "corners":
+            first, second = coded[:, :2], coded[:, 2:]
+        elif spec.boxes == "centre":
+            first, second = _from_centre(coded[:, :2], coded[:, 2:])
+        elif spec.boxes == "distances":
+            prior = self._priors[index]
+            first = prior[:, :2] - coded[:, :2] * prior[:, 2:]
+            second = prior[:, :2] + coded[:, 2:] * prior[:, 2:]
+        else:
+            prior = self._priors[index]
+            size = prior[:, 2:] * np.exp(np.minimum(coded[:, 2:] * spec.scale_wh, MAX_LOG_SIZE))
+            first, second = _from_centre(prior[:, :2] + coded[:, :2] * spec.scale_xy * prior[:, 2:], size)
+        # A box turned inside out is still a finding: its corners are swapped, it is not lost.
+        corners = np.concatenate([np.minimum(first, second), np.maximum(first, second)], axis=1)
+        return corners.clip(-FARTHEST_PX, FARTHEST_PX).astype(np.float32)
+
+
+def suppress(
+    boxes: NDArray[Any],
+    scores: NDArray[Any],
+    classes: NDArray[Any],
+    iou: float,
+    *,
+    limit: int | None = None,
+) -> Indices:
+    """Keep the best box of each defect: greedy non-maximum suppression within each class.
+
+    Args:
+        boxes: (n, 4) x0, y0, x1, y1.
+        scores: (n,).
+        classes: (n,) whole numbers.
+        iou: a box that overlaps a better one of its class by more (intersection over union) goes.
+        limit: enough; None keeps all that are left.
+
+    Returns:
+        (k,) indices of those kept, best first; of equal scores the lower index.
+    """
+    # Sorted columns, made once; in blocks, as the best of a picture take nearly all others with them.
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    corners = np.asarray(boxes, dtype=np.float64)[order]
+    columns = np.concatenate([corners.T, areas(corners)[None], np.asarray(classes)[None, order]])
+    kept: list[int] = []
+    while len(order) and (limit is None or len(kept) < limit):
+        different = _different(columns[:, :_BLOCK], columns, iou)
+        stays = np.ones(len(order), dtype=bool)
+        # Only rows that are the same defect as another; each is the same as itself.
+        for at in np.flatnonzero(np.count_nonzero(different, axis=1) < len(order) - 1).tolist():
+            if stays[at]:
+                stays[at + 1 :] &= different[at, at + 1 :]
+        kept += order[:_BLOCK][stays[:_BLOCK]].tolist()
+        stays[:_BLOCK] = False
+        columns, order = columns[:, stays], order[stays]
+    return np.array(kept[:limit], dtype=np.int64)
+
+
+def _different(left: NDArray[np.float64], right: NDArray[np.float64], iou: float) -> NDArray[np.bool_]:
+    """(n, m): False where the pair is the same defect. Columns are x0, y0, x1, y1, area and class."""
+    x0, y0, x1, y1, area, classes = left[:, :, None]
+    width = np.minimum(x1, right[2])
+    width -= np.maximum(x0, right[0])
+    height = np.minimum(y1, right[3])
+    height -= np.maximum(y0, right[1])
+    shared = np.multiply(np.maximum(width, 0, out=width), np.maximum(height, 0, out=height), out=width)
+    union = np.add(area, right[4], out=height)
+    union -= shared
+    with np.errstate(invalid="ignore"):  # two boxes without area are not the same defect
+        different: NDArray[np.bool_] = ~(np.divide(shared, union, out=shared) > iou)
+    different |= classes != right[5]
+    return different
+
+
+def box_iou(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
+    """Intersection over union of every pair; 0 where a pair has no area.
+
+    Args:
+        left: (n, 4) x0, y0, x1, y1.
+        right: (m, 4).
+
+    Returns:
+        (n, m), 0 to 1.
+    """
+    shared = _intersections(left, right)
+    union = areas(left)[:, None] + areas(right) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def _intersections(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
+    """Area that each pair has in common, (n, m); arguments as of `box_iou`."""
+    a = np.asarray(left, dtype=np.float64).T[:, :, None]
+    b = np.ascontiguousarray(np.asarray(right, dtype=np.float64).T)
+    width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
+    height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
+    np.maximum(width, 0, out=width)
+    np.maximum(height, 0, out=height)
+    shared: NDArray[np.float64] = np.multiply(width, height, out=width)
+    return shared
+
+
+def areas(boxes: NDArray[Any]) -> NDArray[np.float64]:
+    """Area of each box, (n,); 0 where a side is not positive."""
+    corners = np.asarray(boxes, dtype=np.float64)
+    sides: NDArray[np.float64] = (corners[:, 2:] - corners[:, :2]).clip(0)
+    return sides[:, 0] * sides[:, 1]
+
+
+def _best(at: Indices, values: Floats) -> tuple[Indices, Floats]:
+    """The best `MAX_CANDIDATES`, best first; of equal scores the one that came first."""
+    if len(values) > MAX_CANDIDATES:
+        least = np.partition(values, len(values) - MAX_CANDIDATES)[len(values) - MAX_CANDIDATES]
+        enough = values >= least  # ties included: the stable sort takes the first of them
+        at, values = at[enough], values[enough]
+    order = np.argsort(-values, kind="stable")[:MAX_CANDIDATES]
+    return at[order], values[order]
+
+
+def _priors(spec: DetectionSpec) -> NDArray[np.float64]:
+    """(N, 4) centre x, centre y, width and height in pixels of the input; row by row, place by place, size by size."""
+    parts = []
+    for level in spec.levels:
+        sizes = np.array(level.sizes_px, dtype=np.float64)
+        y, x, size = np.meshgrid(
+            (np.arange(level.rows) + level.offset) * level.step_y_px,
+            (np.arange(level.columns) + level.offset) * level.step_x_px,
+            np.arange(len(sizes)),
+            indexing="ij",
+        )
+        parts.append(np.stack([x, y, sizes[size, 0], sizes[size, 1]], axis=-1).reshape(-1, 4))
+    return np.concatenate(parts) if parts else np.empty((0, 4))
+
+
+def _from_centre(centre: NDArray[np.float64], size: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    return centre - size / 2, centre + size / 2
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability)) if probability > 0 else -math.inf
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = 1 / (1 + np.exp(-x.clip(-700, 700)))
+    return result
