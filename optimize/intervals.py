@@ -22,11 +22,14 @@ __all__ = [
     "CONFIDENCE",
     "Interval",
     "Statistic",
+    "group_draws",
     "group_interval",
     "mean_recall",
     "mean_recall_reach",
     "ratio",
     "recall_counts",
+    "weighted_interval",
+    "weighted_intervals",
 ]
 
 CONFIDENCE = 0.95
@@ -97,16 +100,68 @@ def group_interval(
     if not np.isfinite(value):
         return None
     n = len(sums)
-    draws = statistic(_resampled(sums, seed))
-    draws = draws[np.isfinite(draws)]
+    draws = group_draws(groups, counts, statistic, seed=seed)
+    return _interval(value, draws, n, _reach(n) if reach is None else reach)
+
+
+def weighted_interval(groups: Sequence[Hashable], statistic: Statistic, *, seed: int = SEED) -> Interval | None:
+    """Bootstrap a figure that is no function of sums, such as an average precision, over groups.
+
+    Args:
+        groups: (N,) the group of each image; at least one.
+        statistic: from (R, N), how often each image counts, to (R,) figures within 0 to 1.
+        seed: decides the draws; they are those of `group_interval` when every group counts there.
+
+    Returns:
+        The interval; None when the figure is not a number.
+    """
+    return weighted_intervals(groups, lambda weights: statistic(weights)[:, None], seed=seed)[0]
+
+
+def weighted_intervals(
+    groups: Sequence[Hashable], statistic: Statistic, *, seed: int = SEED
+) -> tuple[Interval | None, ...]:
+    """Several figures from the same draws; `statistic` gives (R, K), else as `weighted_interval`."""
+    number = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    own = np.array([number[name] for name in groups])
+    random, n = np.random.default_rng(seed), len(number)
+    even = np.full(n, 1 / n)
+    draws = np.concatenate(
+        [
+            statistic(random.multinomial(n, even, size=CHUNK)[:, own].astype(np.float64))
+            for _ in range(RESAMPLES // CHUNK)
+        ]
+    )
+    values = statistic(np.ones((1, len(own))))[0]
+    return tuple(
+        _interval(float(value), column[np.isfinite(column)], n, _reach(n)) if np.isfinite(value) else None
+        for value, column in zip(values, draws.T, strict=True)
+    )
+
+
+def _interval(value: float, draws: NDArray[np.float64], groups: int, reach: float) -> Interval:
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = (float(v) for v in np.percentile(draws, (tail, 100 - tail)))
-    reach = _reach(n) if reach is None else reach
     if value >= 1:
         low = min(low, reach)
     if value <= 0:
         high = max(high, 1 - reach)
-    return Interval(low=min(low, value), high=max(high, value), groups=n)
+    return Interval(low=min(low, value), high=max(high, value), groups=groups)
+
+
+def group_draws(
+    groups: Sequence[Hashable], counts: NDArray[np.float64], statistic: Statistic, *, seed: int = SEED
+) -> NDArray[np.float64]:
+    """The figure from each resample of the groups; those that say nothing are left out.
+
+    Args:
+        groups: (N,) the group of each image.
+        counts: (N, F) what each image adds to the sums.
+        statistic: from sums to the figure.
+        seed: decides the draws.
+    """
+    draws = statistic(_resampled(_sums_by_group(groups, np.asarray(counts, dtype=np.float64)), seed))
+    return draws[np.isfinite(draws)]
 
 
 def ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data",
         type=Path,
         metavar="DIR",
-        help="a folder per class, splits.csv (file,class,split[,group]), or a table of splits",
+        help="a folder per class, splits.csv (file,class,split[,group]), a table of splits, or a set with boxes",
     )
     add(
         "--contact-sheet",
@@ -103,7 +103,7 @@ def _add_split(verbs: argparse._SubParsersAction[Parser]) -> None:
         epilog=_SPLIT_EPILOG,
     )
     add = split.add_argument
-    add("data", type=Path, metavar="DIR", help="a folder per class, splits.csv (file,class), or a table of splits")
+    add("data", type=Path, metavar="DIR", help="a folder per class, splits.csv (file,class), a table, or boxes")
     add("--out", type=Path, metavar="FILE.csv", required=True, help="the table to write")
     add("--force", action="store_true", help="write over a table that exists")
     add(
@@ -152,11 +152,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     """Check, say what was found, and fail on what must not stay."""
+    from optimize.box_readers import read_labels
     from optimize.data_check import check_data, report_json, report_lines, write_contact_sheet
-    from optimize.dataset import read_dataset
     from optimize.progress import open_progress
 
-    dataset = read_dataset(args.data)
+    dataset = read_labels(args.data)
     with open_progress() as progress:
         found = check_data(dataset, progress)
         if args.contact_sheet is not None:
@@ -171,6 +171,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _split(args: argparse.Namespace) -> int:
     """Group, deal, write, and say on what grounds."""
+    from optimize.box_readers import read_labels
     from optimize.data_split import (
         SPLIT_FRACTIONS,
         check_out,
@@ -181,7 +182,7 @@ def _split(args: argparse.Namespace) -> int:
         write_split_sheet,
         write_splits,
     )
-    from optimize.dataset import check_fractions, read_dataset
+    from optimize.dataset import check_fractions
     from optimize.errors import DataError
     from optimize.progress import open_progress
 
@@ -197,7 +198,7 @@ def _split(args: argparse.Namespace) -> int:
             f"{args.out}: is what the splits are made from", hint="give another name: its groups would be lost"
         )
     by = "" if args.by == "none" else args.by
-    dataset = read_dataset(args.data, has_splits=bool(args.keep), group_by=by)
+    dataset = read_labels(args.data, has_splits=bool(args.keep), group_by=by)
     with open_progress() as progress:
         grouping = group_pictures(dataset, progress, is_across_classes=args.across_classes)
         plan = plan_splits(grouping, seed=args.seed, fractions=fractions, keep=args.keep)

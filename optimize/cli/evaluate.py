@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +12,41 @@ from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
     from agent.bundle import Bundle
+    from agent.config import EngineConfig
     from optimize.dataset import Dataset
+    from optimize.detection_card import DetectionScorecard
     from optimize.evaluate import Scorecard
     from optimize.ledger import PriorUses
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
 NAME = "evaluate"
-HELP = "Judge labelled images with a bundle as the device would: accuracy, escapes with a bound, overkill, latency."
+HELP = (
+    "Judge labelled images with a bundle as the device would: accuracy or average precision, escapes with a bound, "
+    "overkill, latency."
+)
 EPILOG = """examples:
   defect-opt evaluate neu-1.0.0.defect --data NEU
   defect-opt evaluate neu-1.0.0.defect --data NEU --split test --graph fp32 --json
   defect-opt evaluate neu-1.0.0.defect --data NEU --min-accuracy 0.9 --confusion confusion.png
+  defect-opt evaluate neu-boxes-1.0.0.defect --data NEU --min-map50 0.65 --picture misses.png
 
-An image that can't be judged counts as wrong and is listed. Exit code 1: a gate (--min-accuracy) does not hold.
-The run is noted in the ledger, which says how often this test split was judged before: choose nothing by it. Intervals
-are by group: whole parts are drawn, as ten pictures of one part are one part.
+An image that can't be judged counts as wrong and is listed. Exit code 1: a gate (--min-accuracy, --min-map50) does not
+hold. The run is noted in the ledger, which says how often this test split was judged before: choose nothing by it.
+Intervals are by group: whole parts are drawn, as ten pictures of one part are one part.
+
+A detector takes boxes: boxes.csv (file,class,xmin,ymin,xmax,ymax), COCO, Pascal VOC or YOLO files, with splits and good
+parts in splits.csv. map50 and map50_95 are COCO's, over all findings. A part escapes when it has a defect and is judged
+ok; an outlined defect escapes when no finding over the lower limit overlaps it (IoU 0.1, or the finding's centre within
+it), of whatever class, and is missed when none of its class does (IoU 0.5).
+
+--json of a detector: bundle, split, engine, n, groups, map50, map50_95, map_by_area {small, medium, large},
+per_class {class: {severity, ap50, ap50_95, support, escape_rate}}, escapes, escape_rate = image_escape_rate,
+escape_upper_95, overkill_rate, overkill_per_1000, review_rate, decisions, by_severity {severity: {parts, escapes,
+escape_rate, escape_upper_95, escape_95, boxes, box_escapes, box_escape_rate, box_escape_95, box_misses,
+box_miss_rate}}, boxes, box_escapes, box_escape_rate, box_misses, box_miss_rate, size_unit, by_size[], by_area {},
+false_per_picture, froc[] (false_per_picture, sensitivity, sensitivity_95), froc_curve[], limit, latency_ms,
+intervals_95, notes[], errors[], failures[]. What nothing is known of is null.
 """
 
 
@@ -43,8 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", default="auto", choices=("auto", "onnxruntime"), help="what runs the graph (auto)")
     add("--graph", default="auto", choices=("auto", "cpu", "fp32"), help="auto runs what the device runs; cpu is INT8")
     add("--threads", type=int, default=1, metavar="N", help="CPU threads of one inference (1)")
-    add("--min-accuracy", type=float, metavar="A", help="smallest accuracy that will do, 0 to 1")
-    add("--confusion", type=Path, metavar="OUT.png", help="draw the confusion matrix")
+    add("--min-accuracy", type=float, metavar="A", help="smallest accuracy that will do, 0 to 1 (classifiers)")
+    add("--min-map50", type=float, metavar="M", help="smallest map50 that will do, 0 to 1 (detectors)")
+    add("--confusion", type=Path, metavar="OUT.png", help="draw the confusion matrix (classifiers)")
+    add("--picture", type=Path, metavar="OUT.png", help="draw the FROC curve and the worst misses (detectors)")
     add("--ledger", type=Path, metavar="FILE", help="where the run is noted (defect-opt.ledger.jsonl)")
     add("--json", action="store_true", help="one JSON document")
 
@@ -53,29 +74,95 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print the scorecard, and say whether its gates hold."""
     from agent.bundle import open_bundle
     from agent.config import EngineConfig
-    from optimize.dataset import read_dataset
-    from optimize.evaluate import evaluate
-    from optimize.progress import open_progress
 
     if args.threads < 1:
         raise OptimizeError(f"--threads: got {args.threads}, expected 1 or more")
-    if args.min_accuracy is not None and not 0 <= args.min_accuracy <= 1:
-        raise OptimizeError(f"--min-accuracy: got {args.min_accuracy:g}, expected 0 to 1", hint="0.9 means 90 %")
+    for option, example in (("min_accuracy", "0.9 means 90 %"), ("min_map50", "0.65 is a good figure for NEU-DET")):
+        given = getattr(args, option)
+        if given is not None and not 0 <= given <= 1:
+            raise OptimizeError(f"--{option.replace('_', '-')}: got {given:g}, expected 0 to 1", hint=example)
     bundle = open_bundle(args.bundle)
-    dataset = read_dataset(_data(args.data)).take(args.split)
+    _refuse_foreign(args, bundle)
+    dataset = _images(_data(args.data), bundle).take(args.split)
     config = EngineConfig(kind=args.engine, graph=args.graph, threads=args.threads)
+    judge = _run_detector if bundle.manifest.task == "detect" else _run_classifier
+    return judge(args, bundle, dataset, config)
+
+
+def _refuse_foreign(args: argparse.Namespace, bundle: Bundle) -> None:
+    """Options that say nothing to this kind of bundle: a gate that is overlooked would seem to hold."""
+    is_detector = bundle.manifest.task == "detect"
+    for option in ("min_accuracy", "confusion") if is_detector else ("min_map50", "picture"):
+        if getattr(args, option) is not None:
+            kind, other = ("detector", "a classifier") if is_detector else ("classifier", "a detector")
+            instead = "--min-map50 and --picture" if is_detector else "--min-accuracy and --confusion"
+            raise OptimizeError(
+                f"--{option.replace('_', '-')}: is for {other}, and {args.bundle} is a {kind}",
+                hint=f"a {kind} has {instead}",
+            )
+
+
+def _images(path: Path, bundle: Bundle) -> Dataset:
+    """A detector's with boxes where there are any; a classifier's with labels, if need be from the boxes."""
+    from optimize.box_readers import has_boxes, read_boxes, read_labels
+    from optimize.dataset import read_dataset
+
+    if bundle.manifest.task == "classify":
+        good = [c.name for c in bundle.manifest.classes if c.severity == "ok"]
+        return read_labels(path, good=good[0] if len(good) == 1 else "ok")
+    return read_boxes(path) if path.exists() and has_boxes(path) else read_dataset(path)
+
+
+def _run_classifier(args: argparse.Namespace, bundle: Bundle, dataset: Dataset, config: EngineConfig) -> int:
+    from optimize.evaluate import evaluate
+    from optimize.progress import open_progress
+
     with open_progress() as progress:
         card, engine = evaluate(bundle, dataset, config, progress=progress)
     card = card.gated(min_accuracy=args.min_accuracy)
     if args.confusion is not None:
         _draw(args.confusion, card)
     split = args.split if dataset.splits else None
-    uses = _noted(args, bundle, dataset, card)
+    keys = ("n", "accuracy", "balanced_recall", "escape_rate", "ece")
+    uses = _noted(args, bundle, dataset, {key: getattr(card, key) for key in keys})
     if args.json:
         print_json({**_origin(bundle, engine, split), **card.to_json(), "test_uses": _uses_json(uses)})
     else:
         print("\n".join(_lines(card, bundle, engine, split, uses)))
     return DONE if card else FAILED
+
+
+def _run_detector(args: argparse.Namespace, bundle: Bundle, dataset: Dataset, config: EngineConfig) -> int:
+    from optimize.detection_picture import write_detection
+    from optimize.detection_score import evaluate_detector
+    from optimize.progress import open_progress
+
+    with open_progress() as progress:
+        card, outcomes, engine = evaluate_detector(bundle, dataset, config, progress=progress)
+        if args.picture is not None:
+            progress.step(f"drawing {args.picture}")
+            write_detection(args.picture, card, outcomes, dataset, bundle.manifest)
+    card = card.gated(min_map50=args.min_map50)
+    split = args.split if dataset.splits else None
+    keys = ("n", "map50", "map50_95", "escape_rate", "box_escape_rate", "overkill_rate")
+    uses = _noted(args, bundle, dataset, {key: getattr(card, key) for key in keys})
+    if args.json:
+        print_json({**_origin(bundle, engine, split), **card.to_json(), "test_uses": _uses_json(uses)})
+    else:
+        print("\n".join(_detection_lines(card, bundle, engine, split, uses)))
+    return DONE if card else FAILED
+
+
+def _detection_lines(
+    card: DetectionScorecard, bundle: Bundle, engine: str, split: str | None, uses: PriorUses | None
+) -> Iterator[str]:
+    from optimize.detection_text import detection_lines
+
+    yield from detection_lines(card, bundle, engine, split)
+    if uses is not None:
+        yield f"note: {uses.sentence()}"
+    for failure in card.failures:
+        yield f"FAILED: {failure}"
 
 
 def _data(given: Path | None) -> Path:
@@ -87,7 +174,7 @@ def _data(given: Path | None) -> Path:
     return data
 
 
-def _noted(args: argparse.Namespace, bundle: Bundle, dataset: Dataset, card: Scorecard) -> PriorUses | None:
+def _noted(args: argparse.Namespace, bundle: Bundle, dataset: Dataset, figures: Mapping[str, Any]) -> PriorUses | None:
     """Note the run in the ledger; gives how often a test split was judged before, None for another split."""
     import sys
 
@@ -102,7 +189,6 @@ def _noted(args: argparse.Namespace, bundle: Bundle, dataset: Dataset, card: Sco
         return None
     splits = dict(dataset.splits) or {"all": len(dataset)}
     uses = prior_uses(digest, args.ledger) if args.split == "test" else None
-    figures = {key: getattr(card, key) for key in ("n", "accuracy", "balanced_recall", "escape_rate", "ece")}
     entry = Entry(
         command="evaluate",
         data=(DataUse(path=str(dataset.root), sha256=digest, splits=splits),),
