@@ -18,6 +18,7 @@ PROGRAM = Program(
         "optimize.cli.train",
         "optimize.cli.build",
         "optimize.cli.evaluate",
+        "optimize.cli.compare",
         "optimize.cli.inspect",
         "optimize.cli.ledger",
     ),
