@@ -131,7 +131,9 @@ def _setting(quantizer: Quantizer, judge: Judge, pictures: int, limit: int) -> S
 
 
 def _reason(target: Target, loss: Loss, result: SearchResult, quantizer: Quantizer) -> str:
-    what = "% of the detections" if quantizer.model.task == "detect" else "points of accuracy"
+    what = "points of accuracy"
+    if quantizer.model.task == "detect":
+        what = "% of the detections" if loss.map50 is None else "points of mAP50"
     name = "INT8" if target == "cpu" else "INT8 for TensorRT"
     held = f"; held back most by {', '.join(result.holding_back[:3])}" if result.holding_back else ""
     return f"{name} loses {loss.drop_points:.2f} {what} on val, allowed are {result.max_drop:g}{held}"

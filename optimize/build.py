@@ -6,7 +6,7 @@ read model, calibration images, val images       refuse before any work is done
   → fit_budget, for each target                  the INT8 graph, layers put back to float where the budget asks for it
   → a draft bundle, opened as a device opens it
   → fit the temperature on val                   with the INT8 outputs that will run
-  → evaluate fp32 and int8 on val                the drop, through Inspector and Policy
+  → evaluate fp32 and int8 on val                the drop of accuracy or mAP50, through Inspector and Policy
   → time both in turn                            one thread, alternating, the median
   → choose the CPU's graph, apply the gate
   → golden inputs with each graph's outputs
@@ -17,8 +17,9 @@ Latency is measured but never written into the bundle: it would differ at every 
 it. What latency decides is `cpu_graph: auto`: on a machine where both graphs are about equally fast, the choice may
 fall either way, and with it the bytes; `cpu_graph: int8` or `fp32` settles it.
 
-A detector is judged by the float graph's detections that INT8 keeps, without labels; decoding and evaluating boxes on
-the device comes with a later release, and until then the agent refuses the bundle.
+How a detector from elsewhere is read was claimed by shapes, metadata or the recipe: calibration pictures must bear it
+out before anything is quantized. INT8 is judged by mAP50 where val's defects are outlined, and always by the float
+graph's detections that it keeps, which needs no labels.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from agent.bundle import Bundle, Golden, Manifest, golden_files
 from optimize.artifacts import sidecar_files
 from optimize.budget import Fitted, fit_budget
 from optimize.calibration import FittedImages, pick_evenly
-from optimize.dataset import data_digest
+from optimize.dataset import Sample, data_digest
+from optimize.detection_card import DetectionScorecard
 from optimize.ensemble import cross_validation_of, is_out_of_fold
 from optimize.errors import OptimizeError
 from optimize.evaluate import Scorecard
@@ -60,6 +62,7 @@ from optimize.measured import (
 )
 from optimize.pack import pack_bundle
 from optimize.progress import Progress, SilentProgress
+from optimize.quantize.detector_parity import ReadingCheck, check_reading
 from optimize.quantize.model import bytes_from_model
 from optimize.quantize.parity import AdoptionCheck, check_adoption
 from optimize.quantize.place import Target
@@ -76,6 +79,9 @@ LOW_SNR_DB = 15
 MIN_GOLDENS = 10
 PARITY_PICTURES = 8
 
+READING_PICTURES = 24
+"""Enough outlined defects to tell readings apart, and a few seconds for a large detector."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
@@ -84,13 +90,15 @@ class BuildReport:
     Attributes:
         bundle: the bundle as it was read back.
         report_path: where this report lies as JSON.
-        cards: the CPU's graphs (`fp32`, `cpu`) on val, through the agent's code; empty for a detector.
+        cards: a classifier's graphs for a CPU (`fp32`, `cpu`) on val, through the agent's code; empty for a detector.
+        detections: the same of a detector; empty for a classifier, and where val has no boxes of known classes.
         fitted: each target's graph and what it loses.
         size_bytes: by graph (`fp32`, `int8`, `trt`).
         latency_ms: by graph (`fp32`, `int8`), the median of inference alone over one interleaved run.
         equalization: how strongly channels were made equally loud, 0 to 1.
         growing: tensors whose range would go on growing with more calibration pictures.
         adoption: how far a model from elsewhere lies from what it was; None for our own.
+        reading: what other readings of a detector find; None for a classifier, and for our own.
         tempered: the temperature and the calibration error before and after it; None for a detector.
         cpu_graph_why: why a CPU runs the graph it runs.
         machine: the CPU that the latencies are of, in words.
@@ -101,12 +109,14 @@ class BuildReport:
     bundle: Bundle
     report_path: Path
     cards: Mapping[str, Scorecard]
+    detections: Mapping[str, DetectionScorecard]
     fitted: Mapping[Target, Fitted]
     size_bytes: Mapping[str, int]
     latency_ms: Mapping[str, float]
     equalization: float
     growing: tuple[str, ...]
     adoption: AdoptionCheck | None
+    reading: ReadingCheck | None
     tempered: Tempered | None
     cpu_graph_why: str
     machine: str
@@ -118,10 +128,8 @@ class BuildReport:
 
     @property
     def drop_points(self) -> float:
-        """Accuracy lost from FP32 to INT8 in percentage points, or detections lost in percent; negative for a gain."""
-        if not self.cards:
-            return self.fitted["cpu"].loss.drop_points
-        return drop_points(self.cards["fp32"], self.cards["cpu"])
+        """Lost from FP32 to INT8, negative for a gain: accuracy or mAP50 in points; without boxes detections in %."""
+        return _drop(self.cards or self.detections, self.fitted)
 
     @property
     def speedup(self) -> float:
@@ -136,7 +144,7 @@ class BuildReport:
             "bundle": str(self.bundle.path),
             "sha256": hashlib.sha256(self.bundle.path.read_bytes()).hexdigest(),
             "digest": self.bundle.digest,
-            "metrics": _metrics(self.cards, self.fitted),
+            "metrics": _metrics(self.cards, self.detections, self.fitted),
             "drop_points": self.drop_points,
             "targets": {target: found.to_json() for target, found in self.fitted.items()},
             "temperature": manifest.temperature,
@@ -149,6 +157,7 @@ class BuildReport:
             "equalization": self.equalization,
             "growing_ranges": list(self.growing),
             "adoption": None if self.adoption is None else dataclasses.asdict(self.adoption),
+            "reading": None if self.reading is None else dataclasses.asdict(self.reading),
             "escape_bound": None,
             "notes": ["escape_bound: thresholds with a bound on escapes come with a later release"],
             "cpu_graph": manifest.cpu_graph,
@@ -177,6 +186,9 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
     progress = progress or SilentProgress()
     pictures = FittedImages(inputs.calibration.dataset.samples, inputs.model.input)
     adoption = check_adoption(inputs.model, pictures[:PARITY_PICTURES])
+    reading = check_reading(
+        inputs.model, _reading_samples(inputs), [c.name for c in inputs.classes], inputs.recipe.detector
+    )
     quantizer = Quantizer(inputs.model, pictures, _options(inputs), progress)
     fitted = _fitted(quantizer, inputs, pictures, progress)
     graphs = {"fp32": bytes_from_model(inputs.model.proto)} | {t: found.integer.graph for t, found in fitted.items()}
@@ -207,20 +219,33 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
         bundle=bundle,
         report_path=inputs.out.with_suffix(".build.json"),
         cards=measured.cards,
+        detections=measured.detections,
         fitted=fitted,
         size_bytes={"int8" if kind == "cpu" else kind: len(data) for kind, data in graphs.items()},
         latency_ms={"int8" if kind == "cpu" else kind: measured.latency_ms[kind] for kind in CPU_KINDS},
         equalization=quantizer.strength,
         growing=beside.growing,
         adoption=adoption,
+        reading=reading,
         tempered=tempered,
         cpu_graph_why=choice.why,
         machine=describe(inputs.recipe.threads),
         seconds=time.monotonic() - started,
-        warnings=(*_warnings(inputs, fitted, measured, choice, goldens), *beside.warnings),
+        warnings=(
+            *_warnings(inputs, fitted, measured, choice, goldens),
+            *(() if reading is None else reading.warnings),
+            *beside.warnings,
+        ),
     )
     _write_report(report)
     return report
+
+
+def _reading_samples(inputs: Inputs) -> list[Sample]:
+    """Calibration pictures that a detector's reading is held to; val's where only that has outlined defects."""
+    calibration, val = inputs.calibration.dataset.samples, inputs.val.samples
+    outlined = [[sample for sample in side if sample.boxes] for side in (calibration, val)]
+    return pick_evenly(outlined[0] or outlined[1] or calibration, READING_PICTURES, inputs.recipe.seed)
 
 
 def _options(inputs: Inputs) -> QuantizeOptions:
@@ -250,14 +275,40 @@ def _fitted(quantizer: Quantizer, inputs: Inputs, pictures: FittedImages, progre
     }
 
 
-def _metrics(cards: Mapping[str, Scorecard], fitted: Mapping[Target, Fitted]) -> dict[str, Any]:
+def _drop(cards: Mapping[str, Scorecard | DetectionScorecard], fitted: Mapping[Target, Fitted]) -> float:
+    return drop_points(cards["fp32"], cards["cpu"]) if cards else fitted["cpu"].loss.drop_points
+
+
+def _metrics(
+    cards: Mapping[str, Scorecard], detections: Mapping[str, DetectionScorecard], fitted: Mapping[Target, Fitted]
+) -> dict[str, Any]:
     """By graph: what it does on val."""
-    found: dict[str, Any] = {"int8" if kind == "cpu" else kind: _card_json(card) for kind, card in cards.items()}
+    found: dict[str, Any] = {kind: _card_json(card) for kind, card in cards.items()}
+    found |= {kind: _detection_json(card) for kind, card in detections.items()}
+    found = {"int8" if kind == "cpu" else kind: entry for kind, entry in found.items()}
     if not cards:
-        found = {"fp32": {}, "int8": fitted["cpu"].loss.to_json()}
+        loss = fitted["cpu"].loss.to_json()
+        found.setdefault("fp32", {})
+        # What the agent's code measured goes before the search's own, quicker figures.
+        found["int8"] = {**found["int8"], **{key: loss[key] for key in ("snr_db", "kept")}} if detections else loss
     if "trt" in fitted:
         found["trt"] = fitted["trt"].loss.to_json()
     return found
+
+
+def _detection_json(card: DetectionScorecard) -> dict[str, Any]:
+    return {
+        "n": card.n,
+        "map50": card.map50,
+        "map50_95": card.map50_95,
+        "ap50": {name: entry.ap50 for name, entry in card.per_class.items()},
+        "image_escape_rate": card.escape_rate,
+        "escape_upper_95": card.escape_upper_95,
+        "box_escape_rate": card.box_escape_rate,
+        "overkill_rate": card.overkill_rate,
+        "review_rate": card.review_rate,
+        "errors": len(card.unjudged),
+    }
 
 
 def _card_json(card: Scorecard) -> dict[str, Any]:
@@ -276,15 +327,14 @@ def _card_json(card: Scorecard) -> dict[str, Any]:
 def _manifest(
     plan: Manifest, inputs: Inputs, measured: Measured, fitted: Mapping[Target, Fitted], choice: Choice
 ) -> Manifest:
-    lost = fitted["cpu"].loss.drop_points
-    if measured.cards:
-        lost = drop_points(measured.cards["fp32"], measured.cards["cpu"])
+    cards = measured.cards or measured.detections
+    metrics = _metrics(measured.cards, measured.detections, fitted)
     return dataclasses.replace(
         plan,
         cpu_graph=choice.graph,
         gate_passed=not choice.gate_reasons,
         gate_reasons=choice.gate_reasons,
-        metrics={"split": "val", **_metrics(measured.cards, fitted), "drop_points": lost},
+        metrics={"split": "val", **metrics, "drop_points": _drop(cards, fitted)},
         provenance=_provenance(inputs),
     )
 
@@ -303,6 +353,7 @@ def _provenance(inputs: Inputs) -> dict[str, Any]:
             "max_drop_points": recipe.max_drop_points,
             "targets": list(recipe.all_targets),
             "preprocess": None if recipe.preprocess is None else dataclasses.asdict(recipe.preprocess),
+            **({"detector": dataclasses.asdict(recipe.detector)} if inputs.model.task == "detect" else {}),
             "seed": recipe.seed,
         },
         "tools": {
@@ -334,7 +385,8 @@ def _warnings(
     for target, found in fitted.items():
         if found.result is not None and found.reasons:
             yield from (f"{target}: {sentence}" for sentence in found.result.advice)
-    failed = sorted({entry.file for card in measured.cards.values() for entry in card.unjudged})
+    cards: list[Scorecard | DetectionScorecard] = [*measured.cards.values(), *measured.detections.values()]
+    failed = sorted({entry.file for card in cards for entry in card.unjudged})
     if failed:
         more = ", …" if len(failed) > 5 else ""
         yield f"{len(failed)} val images could not be judged and count as wrong: {', '.join(failed[:5])}{more}"

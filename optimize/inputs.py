@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from agent.bundle import ClassSpec, Manifest
 from agent.bundle.manifest import NAME_PATTERN, Severity
+from agent.errors import BundleError
+from optimize.box_readers import has_boxes, read_boxes
 from optimize.calibration import Calibration, Selection, pick_calibration
 from optimize.dataset import Dataset, Sample, read_dataset
 from optimize.errors import DataError, ModelError, OptimizeError, RecipeError
@@ -15,9 +18,9 @@ from optimize.evaluate import check_labels
 from optimize.progress import Progress, SilentProgress
 from optimize.quantize import FloatModel, read_model
 from optimize.quantize.model import onnx_library
-from optimize.recipe import RECIPE_FILE, Recipe, bundle_name
+from optimize.recipe import RECIPE_FILE, DetectorRecipe, Recipe, bundle_name
 
-__all__ = ["GRAPH_FILES", "Inputs", "draft_manifest", "gather", "severity_by_name"]
+__all__ = ["GRAPH_FILES", "Inputs", "draft_manifest", "gather", "known_boxes", "severity_by_name"]
 
 OK_NAMES = frozenset({"ok", "good", "nodefect", "normal"})
 """Class names (letters only, lower case) that mean a good part, where the recipe says nothing."""
@@ -37,7 +40,7 @@ class Inputs:
         name: the bundle's.
         out: the bundle to write.
         calibration: pictures that ranges are read off.
-        val: pictures for measuring; labelled for a classifier.
+        val: pictures for measuring; labelled for a classifier, with boxes for a detector where the set has any.
         warnings: what the user should know, one sentence each.
     """
 
@@ -66,16 +69,16 @@ def gather(recipe: Recipe, *, progress: Progress | None = None) -> Inputs:
     onnx_library()  # without it nothing can be built, whatever else is missing
     path = _given(recipe.model, "model", "--model model.onnx")
     progress.step(f"reading {path.name}")
-    model = read_model(path, recipe.preprocess, classes=len(recipe.classes) or None)
+    model = read_model(path, recipe.preprocess, classes=len(recipe.classes) or None, detector=recipe.detector)
     _check_packable(model)
     classes = _classes(recipe, model)
     name = _name(recipe, path)
     out = _out(recipe, name)
-    val = read_dataset(_given(recipe.val or recipe.data, "val or data", "--data DIR")).take("val")
+    val = _read(_given(recipe.val or recipe.data, "val or data", "--data DIR"), model).take("val")
     if model.task == "classify":
         check_labels(val, [c.name for c in classes])
     calibration = _calibration(recipe, model, classes, val, progress)
-    return Inputs(
+    inputs = Inputs(
         recipe=recipe,
         model=model,
         classes=classes,
@@ -83,8 +86,16 @@ def gather(recipe: Recipe, *, progress: Progress | None = None) -> Inputs:
         out=out,
         calibration=calibration,
         val=val,
-        warnings=(*(_data_warnings(val, classes) if model.task == "classify" else ()), *calibration.warnings),
+        warnings=(*_warnings(recipe, model, classes, val), *calibration.warnings),
     )
+    try:
+        draft_manifest(inputs)
+    except BundleError as error:  # limits that contradict each other are found out before the work
+        text = error.message.removeprefix("manifest.json: ")
+        raise RecipeError(
+            f"{RECIPE_FILE}: {text}", hint=f"change policy, detector or classes in {RECIPE_FILE}"
+        ) from error
+    return inputs
 
 
 def draft_manifest(inputs: Inputs) -> Manifest:
@@ -99,13 +110,35 @@ def draft_manifest(inputs: Inputs) -> Manifest:
         graphs=GRAPH_FILES,
         cpu_graph="cpu",
         policy=inputs.recipe.policy_spec(),
+        detection=inputs.model.detection,
     )
+
+
+def known_boxes(val: Dataset, classes: Sequence[ClassSpec]) -> bool:
+    """Whether a detector can be judged by this set: it has boxes, of classes that the model knows.
+
+    Raises:
+        DataError: some of the boxes' classes are the model's, others are not.
+    """
+    named = {box.class_name for sample in val for box in sample.boxes or ()}
+    known = {c.name for c in classes}
+    if named & known and named - known:
+        raise DataError(
+            f"{val.root}: got boxes of {', '.join(sorted(named - known))}, the model knows {', '.join(sorted(known))}",
+            hint="rename the boxes' classes, or train and build with these classes",
+        )
+    return bool(named & known)
 
 
 def severity_by_name(name: str) -> Severity:
     """`ok` for names like ok, good, no_defect, normal (whatever their case and separators), else `major`."""
     letters = "".join(character for character in name.lower() if character.isalpha())
     return "ok" if letters in OK_NAMES else "major"
+
+
+def _read(path: Path, model: FloatModel) -> Dataset:
+    """A set with the boxes that it has, where boxes are what the model gives."""
+    return read_boxes(path) if model.task == "detect" and has_boxes(path) else read_dataset(path)
 
 
 def _given(path: Path | None, key: str, flag: str) -> Path:
@@ -154,7 +187,24 @@ def _classes(recipe: Recipe, model: FloatModel) -> tuple[ClassSpec, ...]:
             f"{RECIPE_FILE}: classes: got {', '.join(strange)}, {model.path} knows {', '.join(names)}",
             hint="write each name as the model has it",
         )
-    return tuple(ClassSpec(name=name, severity=given.get(name) or severity_by_name(name)) for name in names)
+    smallest = {entry.name: entry.min_size_mm for entry in recipe.classes if entry.min_size_mm is not None}
+    _check_sizes(model, smallest)
+    return tuple(
+        ClassSpec(name=name, severity=given.get(name) or severity_by_name(name), min_size_mm=smallest.get(name))
+        for name in names
+    )
+
+
+def _check_sizes(model: FloatModel, smallest: Mapping[str, float]) -> None:
+    if not smallest:
+        return
+    if model.task == "classify":
+        raise RecipeError(f"{RECIPE_FILE}: classes: min_size_mm: {model.path} is a classifier and knows no sizes")
+    if model.detection is None or model.detection.pixel_mm is None:
+        raise RecipeError(
+            f"{RECIPE_FILE}: classes: min_size_mm of {', '.join(smallest)}: nobody says how large a pixel is",
+            hint=f"write detector: {{pixel_mm: …}} in {RECIPE_FILE}: millimetres on the part per pixel of the camera",
+        )
 
 
 def _out(recipe: Recipe, name: str) -> Path:
@@ -172,8 +222,8 @@ def _calibration(
     recipe: Recipe, model: FloatModel, classes: Sequence[ClassSpec], val: Dataset, progress: Progress
 ) -> Calibration:
     return pick_calibration(
-        _calibration_set(recipe),
-        test=_test_samples(recipe),
+        _calibration_set(recipe, model),
+        test=_test_samples(recipe, model),
         val=val.samples,
         classes=[c.name for c in classes] if model.task == "classify" else (),
         selection=Selection(
@@ -183,10 +233,10 @@ def _calibration(
     )
 
 
-def _calibration_set(recipe: Recipe) -> Dataset:
+def _calibration_set(recipe: Recipe, model: FloatModel) -> Dataset:
     if recipe.calib is not None:
-        return read_dataset(recipe.calib).take("calib")
-    if recipe.data is not None and "calib" in (dataset := read_dataset(recipe.data)).splits:
+        return _read(recipe.calib, model).take("calib")
+    if recipe.data is not None and "calib" in (dataset := _read(recipe.data, model)).splits:
         return dataset.take("calib")
     raise DataError(
         "calib: not given, and the data have no calib split",
@@ -194,13 +244,28 @@ def _calibration_set(recipe: Recipe) -> Dataset:
     )
 
 
-def _test_samples(recipe: Recipe) -> Iterator[Sample]:
+def _test_samples(recipe: Recipe, model: FloatModel) -> Iterator[Sample]:
     """Every picture of a test split in any folder that was named."""
     roots = dict.fromkeys(path.resolve() for path in (recipe.data, recipe.val, recipe.calib) if path is not None)
     for root in roots:
-        dataset = read_dataset(root)
+        dataset = _read(root, model)
         if "test" in dataset.splits:
             yield from dataset.take("test")
+
+
+def _warnings(recipe: Recipe, model: FloatModel, classes: Sequence[ClassSpec], val: Dataset) -> Iterator[str]:
+    if model.task == "classify":
+        if recipe.detector != DetectorRecipe():
+            yield f"{RECIPE_FILE}: detector: {model.path.name} is a classifier, the section says nothing about it"
+        yield from _data_warnings(val, classes)
+        return
+    boxes = Counter(box.class_name for sample in val for box in sample.boxes or ())
+    if not boxes:
+        yield "val has no boxes: INT8 is judged by the float model's detections that it keeps, and nobody judges those"
+    elif not known_boxes(val, classes):
+        yield f"val's boxes are of {', '.join(sorted(boxes))}, which the model does not know: there will be no mAP"
+    elif missing := [c.name for c in classes if not boxes[c.name] and c.severity != "ok"]:
+        yield f"no val box shows {', '.join(missing)}: the figures say nothing about them"
 
 
 def _data_warnings(val: Dataset, classes: Sequence[ClassSpec]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What integer graphs lose against the float graph, on real pictures: accuracy, or detections that are gone.
+"""What integer graphs lose against the float graph, on real pictures: accuracy, mAP50, or detections that are gone.
 
 Quick, for the search: outputs come from ONNX Runtime directly, decisions are compared without the agent around them.
 What a bundle promises is measured by `evaluate`, through the agent's own code.
@@ -7,14 +7,19 @@ What a bundle promises is measured by `evaluate`, through the agent's own code.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agent.bundle.boxes import BoxDecoder
+from agent.bundle.manifest import InputSpec
+from agent.bundle.preprocess import Preprocessor
 from agent.errors import ImageError
 from optimize.calibration import FittedImages
 from optimize.dataset import Dataset, Sample, read_image
+from optimize.detection_metrics import ImageBoxes, mean_precision
 from optimize.errors import DataError
 from optimize.progress import Progress, SilentProgress
 from optimize.quantize.interpret import session_of
@@ -28,9 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Judge", "Loss"]
 
-CORNER_FORMS = frozenset({"pair", "final"})
-"""Exports whose boxes are x0, y0, x1, y1; the others give centre, width and height."""
-
 KEPT_BYTES = 512e6
 """Pictures are kept in memory up to here; more of them are read again for every graph."""
 
@@ -42,12 +44,14 @@ class Loss:
     """What one integer graph loses.
 
     Attributes:
-        drop_points: accuracy lost in percentage points, or detections lost in percent; negative when it is better.
+        drop_points: accuracy lost in percentage points; of a detector mAP50 where defects are outlined, else detections
+            in percent. Negative when it is better.
         snr_db: signal to noise of the logits (or scores) against the float ones.
         n: pictures compared.
         accuracy: of the integer graph, 0 to 1; None for a detector.
         agreement: share of pictures with the float graph's class; None for a detector.
         kept: float detections that are still there, and those that are new; None for a classifier.
+        map50: of the integer graph, 0 to 1; None where no defects are outlined.
     """
 
     drop_points: float
@@ -56,11 +60,13 @@ class Loss:
     accuracy: float | None = None
     agreement: float | None = None
     kept: KeptShare | None = None
+    map50: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         kept = None if self.kept is None else {**dataclasses.asdict(self.kept), "share": self.kept.share_given}
-        values = {"n": self.n, "accuracy": self.accuracy, "agreement": self.agreement, "kept": kept}
+        shares = {"accuracy": self.accuracy, "agreement": self.agreement, "map50": self.map50}
+        values = {"n": self.n, "kept": kept, **shares}
         return {"drop_points": self.drop_points, "snr_db": round(self.snr_db, 2)} | {
             key: value for key, value in values.items() if value is not None
         }
@@ -72,7 +78,8 @@ class Judge:
     Args:
         model: the float model.
         classes: names in the order of its outputs.
-        dataset: pictures; labelled for a classifier. Those that can't be read are left out: `evaluate` reports them.
+        dataset: pictures; labelled for a classifier, with boxes for a detector where defects are outlined. Those that
+            can't be read are left out: `evaluate` reports them.
         progress: hears what is read.
 
     Raises:
@@ -96,6 +103,8 @@ class Judge:
         self.pictures: Sequence[NDArray[np.uint8]] = list(fitted) if len(samples) * bytes_each < KEPT_BYTES else fitted
         index = {name: i for i, name in enumerate(classes)}
         self._labels = [index.get(str(sample.label), -1) for sample in samples]
+        self._truths = list(_truths(samples, index, model.input)) if self._is_detector else []
+        self._n_classes = len(classes)
         self.reference = self.outputs(bytes_from_model(model.proto), is_fused=True)
 
     def outputs(self, graph: bytes, *, is_fused: bool) -> list[Outputs]:
@@ -125,8 +134,7 @@ class Judge:
         last = [np.concatenate([each[-1].reshape(1, -1) for each in side]) for side in (self.reference, found)]
         snr = snr_db(*last)
         if self._is_detector:
-            kept = kept_share(self._detections(self.reference), self._detections(found))
-            return Loss(drop_points=round(100 * (1 - kept.share_given), 6), snr_db=snr, n=len(found), kept=kept)
+            return self._detector_loss(found, snr)
         wanted, got = (logits.argmax(axis=1) for logits in last)
         right = [float(np.mean(side == np.array(self._labels))) for side in (wanted, got)]
         return Loss(
@@ -137,6 +145,36 @@ class Judge:
             agreement=float(np.mean(wanted == got)),
         )
 
+    def _detector_loss(self, found: Sequence[Outputs], snr: float) -> Loss:
+        before, after = ([(boxes, scores) for boxes, scores in side] for side in (self.reference, found))
+        kept = kept_share(before, after, spec=self._model.detection)
+        best, map50 = self.map50, self._map50(found)
+        lost = 1 - kept.share_given if best is None or map50 is None else best - map50
+        return Loss(drop_points=round(100 * lost, 6), snr_db=snr, n=len(found), kept=kept, map50=map50)
+
+    @functools.cached_property
+    def map50(self) -> float | None:
+        """Of the float graph, 0 to 1; None for a classifier, and where no defects of known classes are outlined."""
+        return self._map50(self.reference)
+
+    def _map50(self, outputs: Sequence[Outputs]) -> float | None:
+        spec = self._model.detection
+        if spec is None or not any(len(truth.truth) for truth in self._truths):
+            return None
+        decode, images = BoxDecoder(spec, self._n_classes), []
+        edges = np.array([self._model.input.width_px, self._model.input.height_px] * 2)
+        for truth, (boxes, scores) in zip(self._truths, outputs, strict=True):
+            seen = decode(boxes, scores)
+            images.append(
+                dataclasses.replace(
+                    truth,
+                    found=seen.boxes.astype(np.float64).clip(0, edges),  # as the agent cuts them to the picture
+                    scores=seen.scores.astype(np.float64),
+                    found_classes=seen.classes,
+                )
+            )
+        return mean_precision(images, self._n_classes).map50
+
     @property
     def accuracy(self) -> float | None:
         """Of the float graph, 0 to 1; None for a detector."""
@@ -145,15 +183,26 @@ class Judge:
         logits = np.concatenate([each[0] for each in self.reference])
         return float(np.mean(logits.argmax(axis=1) == np.array(self._labels)))
 
-    def _detections(self, outputs: Sequence[Outputs]) -> Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        detector = None if self._model.adoption is None else self._model.adoption.detector
-        is_corners = detector is None or detector.form in CORNER_FORMS
-        for boxes, scores in outputs:
-            rows = boxes[0]
-            if not is_corners:
-                half = rows[:, 2:4] / 2
-                rows = np.concatenate([rows[:, :2] - half, rows[:, :2] + half], axis=1)
-            yield rows, scores[0]
+
+def _truths(samples: Sequence[Sample], index: Mapping[str, int], spec: InputSpec) -> Iterator[ImageBoxes]:
+    """What is outlined on each picture, in pixels of the input, and nothing found yet; empty without boxes."""
+    fit = Preprocessor(spec)
+    for sample in samples:
+        boxes = [box for box in sample.boxes or () if box.class_name in index]
+        placed = np.zeros((0, 4))
+        if boxes:
+            _, at = fit(read_image(sample.path))
+            scale = np.array([at.width_px / at.image_width_px, at.height_px / at.image_height_px] * 2)
+            edges = np.array([(box.left, box.top, box.right, box.bottom) for box in boxes])
+            placed = edges * scale + np.array([at.left_px, at.top_px] * 2)
+        yield ImageBoxes(
+            truth=placed,
+            truth_classes=np.array([index[box.class_name] for box in boxes], dtype=np.int64),
+            is_ignored=np.array([box.is_ignored for box in boxes], dtype=np.bool_),
+            found=np.zeros((0, 4)),
+            scores=np.zeros(0),
+            found_classes=np.zeros(0, dtype=np.int64),
+        )
 
 
 def _is_readable(sample: Sample) -> bool:

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agent.bundle import Bundle, Golden, fit, golden_name
+from agent.bundle import Bundle, Golden, fit, golden_name, golden_outputs
 from agent.config import EngineConfig
 from agent.engines import Engine, open_engine
 from agent.errors import ImageError
 from optimize.budget import Fitted
 from optimize.calibration import FittedImages
 from optimize.dataset import Dataset, Sample, read_image
+from optimize.detection_card import DetectionScorecard
+from optimize.detection_score import evaluate_detector
 from optimize.ensemble import is_out_of_fold
 from optimize.errors import DataError
 from optimize.evaluate import Scorecard, evaluate
-from optimize.inputs import Inputs
+from optimize.inputs import Inputs, known_boxes
 from optimize.latency import median_latency
 from optimize.machine import int8_flags
 from optimize.progress import Progress
@@ -55,7 +57,8 @@ class Measured:
     """A bundle on val.
 
     Attributes:
-        cards: the CPU's graphs, by kind, on val; empty for a detector.
+        cards: a classifier's graphs for a CPU, by kind, on val; empty for a detector.
+        detections: the same of a detector; empty for a classifier, and where val has no boxes of known classes.
         latency_ms: by kind, the median of inference alone over one interleaved run.
         sound: val pictures that every graph could judge.
     """
@@ -63,6 +66,7 @@ class Measured:
     cards: Mapping[str, Scorecard]
     latency_ms: Mapping[str, float]
     sound: tuple[Sample, ...]
+    detections: Mapping[str, DetectionScorecard] = dataclasses.field(default_factory=dict)
 
     @property
     def speedup(self) -> float:
@@ -108,9 +112,13 @@ class Choice:
     warnings: tuple[str, ...]
 
 
-def drop_points(fp32: Scorecard, int8: Scorecard) -> float:
-    """Accuracy lost from one to the other in percentage points, free of the last digits of float arithmetic."""
-    return round(100 * (fp32.accuracy - int8.accuracy), 6)
+def drop_points(fp32: Scorecard | DetectionScorecard, int8: Scorecard | DetectionScorecard) -> float:
+    """Accuracy (or mAP50) lost from one to the other in points, free of the last digits of float arithmetic."""
+    return round(100 * (_figure(fp32) - _figure(int8)), 6)
+
+
+def _figure(card: Scorecard | DetectionScorecard) -> float:
+    return card.accuracy if isinstance(card, Scorecard) else card.map50 or 0.0
 
 
 def temperature(draft: Bundle, inputs: Inputs) -> Tempered:
@@ -152,18 +160,22 @@ def measure(draft: Bundle, inputs: Inputs, progress: Progress) -> Measured:
         DataError: no val picture could be judged.
     """
     threads = inputs.recipe.threads
-    cards = {}
-    if inputs.model.task == "classify":
-        for kind in CPU_KINDS:
+    cards, detections, sound = {}, {}, _readable(inputs.val) if inputs.model.task == "detect" else ()
+    has_boxes = inputs.model.task == "detect" and known_boxes(inputs.val, inputs.classes)
+    for kind in CPU_KINDS:
+        if inputs.model.task == "classify" or has_boxes:
             progress.step(f"evaluating {'int8' if kind == 'cpu' else kind} on val")
+        if inputs.model.task == "classify":
             cards[kind], _ = evaluate(draft, inputs.val, _engine_config(kind, threads), progress=progress)
-        sound = _sound(inputs.val, tuple(cards.values()))
-    else:
-        sound = _readable(inputs.val)
+        elif has_boxes:
+            config = _engine_config(kind, threads)
+            detections[kind], _, _ = evaluate_detector(draft, inputs.val, config, progress=progress)
+    if cards or detections:
+        sound = _sound(inputs.val, (*cards.values(), *detections.values()))
     progress.step("timing fp32 and int8 in turn")
     configs = {kind: _engine_config(kind, threads) for kind in CPU_KINDS}
     latency = median_latency(draft, configs, list(FittedImages(sound[:16], inputs.model.input)))
-    return Measured(cards=cards, latency_ms=latency, sound=sound)
+    return Measured(cards=cards, detections=detections, latency_ms=latency, sound=sound)
 
 
 def choose(recipe: Recipe, measured: Measured, fitted: Mapping[Target, Fitted]) -> Choice:
@@ -189,10 +201,12 @@ def _gate(recipe: Recipe, measured: Measured, fitted: Mapping[Target, Fitted]) -
     """By target why the budget does not hold; for CPUs also by what the agent's own code measured."""
     reasons = {target: found.reasons for target, found in fitted.items()}
     allowed = recipe.max_drop_points
-    if allowed is not None and measured.cards and not reasons["cpu"]:
-        lost = drop_points(measured.cards["fp32"], measured.cards["cpu"])
+    cards = measured.cards or measured.detections
+    if allowed is not None and cards and not reasons["cpu"]:
+        lost = drop_points(cards["fp32"], cards["cpu"])
         if lost > allowed:
-            reasons["cpu"] = (f"INT8 loses {lost:.2f} points of accuracy on val, allowed are {allowed:g}",)
+            what = "accuracy" if measured.cards else "mAP50"
+            reasons["cpu"] = (f"INT8 loses {lost:.2f} points of {what} on val, allowed are {allowed:g}",)
     return reasons
 
 
@@ -208,9 +222,10 @@ def record_goldens(draft: Bundle, samples: Sequence[Sample]) -> list[Golden]:
     goldens = []
     try:
         for i, sample in enumerate(samples):
-            outputs = {kind: dict(engine.infer(pictures[i])) for kind, engine in engines.items()}
+            seen = {kind: engine.infer(pictures[i]) for kind, engine in engines.items()}
             if reference is not None:
-                outputs["trt"] = reference.infer(pictures[i])
+                seen["trt"] = reference.infer(pictures[i])
+            outputs = {kind: golden_outputs(found, draft.manifest) for kind, found in seen.items()}
             goldens.append(Golden(file=golden_name(i), label=sample.label, image=pictures[i][0], outputs=outputs))
     finally:
         for engine in engines.values():
@@ -244,7 +259,7 @@ def _readable(val: Dataset) -> tuple[Sample, ...]:
     return tuple(sound)
 
 
-def _sound(val: Dataset, cards: Sequence[Scorecard]) -> tuple[Sample, ...]:
+def _sound(val: Dataset, cards: Sequence[Scorecard | DetectionScorecard]) -> tuple[Sample, ...]:
     """The val pictures that every graph could judge."""
     failed = {entry.file: entry.reason for card in cards for entry in card.unjudged}
     sound = tuple(sample for sample in val if sample.file not in failed)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from agent.bundle.manifest import NAME_PATTERN, PolicySpec, Resize, Severity
+from agent.bundle.manifest import NAME_PATTERN, Anchor, PolicySpec, Resize, Severity
 from agent.config import config_from_mapping, read_yaml
 from agent.errors import BundleError, ConfigError
 from optimize.errors import RecipeError
@@ -21,6 +21,8 @@ __all__ = [
     "RECIPE_FILE",
     "TEMPLATE",
     "ClassRecipe",
+    "DetectorForm",
+    "DetectorRecipe",
     "PolicyRecipe",
     "PreprocessRecipe",
     "QuantizeRecipe",
@@ -47,10 +49,13 @@ class ClassRecipe:
     Attributes:
         name: as in the data set.
         severity: `ok` for good parts, else how bad an escape is.
+        min_size_mm: findings of a detector whose longer side is shorter are no defects; needs `detector.pixel_mm`; None
+            counts all.
     """
 
     name: str
     severity: Severity
+    min_size_mm: float | None = _key(None, low=0, high=1e5)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +112,7 @@ class PreprocessRecipe:
         size: width and height in pixels of a model that leaves them open; empty takes the model's.
         resize: `stretch` changes the aspect ratio, `letterbox` keeps it and pads.
         pad_value: grey level 0 to 255 of the padding (letterbox).
+        anchor: where the picture lies in the padding (letterbox): `centre`, or `corner`, the upper left one.
     """
 
     scale: float = _key(1 / 255, low=1e-9, high=1e9)
@@ -117,6 +123,7 @@ class PreprocessRecipe:
     size: tuple[int, ...] = _key((), low=8, high=4096)
     resize: Resize = "stretch"
     pad_value: int = _key(128, low=0, high=255)
+    anchor: Anchor = "centre"
 
     def __post_init__(self) -> None:
         for key in ("mean", "std"):
@@ -124,6 +131,43 @@ class PreprocessRecipe:
                 raise ConfigError(f"preprocess.{key}: got {len(getattr(self, key))} numbers, expected 1, or 3")
         if len(self.size) not in (0, 2):
             raise ConfigError(f"preprocess.size: got {list(self.size)}, expected [width, height]")
+
+
+DetectorForm = Literal[
+    "auto", "yolov5", "yolov8", "yolov10", "yolox", "ssd", "ssdlite", "retinanet", "corners", "centre"
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorRecipe:
+    """How a detector from elsewhere is read, and which of its boxes are findings.
+
+    Attributes:
+        form: whose export it is; `auto` tells it by shapes and metadata. `corners` and `centre` are boxes in pixels of
+            the input: x0, y0, x1, y1, or the centre's x and y, width and height.
+        scores: `probability` is 0 to 1 as it is; `sigmoid` and `softmax` (background first) are logits; `auto` looks
+            at the graph's end.
+        score_above: what scores lower is no finding, 0 to 0.99; None takes the model's own, or 0.05.
+        nms_iou: a box that overlaps a better one of its class by more is the same defect, 0 to 1; None takes the
+            model's own, or 0.5.
+        max_findings: at most so many on a picture; None takes the model's own, or 100.
+        pixel_mm: one pixel of the camera's picture in millimetres; None when nobody measured it.
+        tile_px: side of the tiles that a large picture is looked at in, in its own pixels; None looks at the whole.
+        tile_overlap: share of a tile's side that it has in common with its neighbour, 0 to 0.5.
+        tile_with_whole: the whole picture is looked at as well.
+        check: what follows when another reading fits the calibration pictures clearly better.
+    """
+
+    form: DetectorForm = "auto"
+    scores: Literal["auto", "probability", "sigmoid", "softmax"] = "auto"
+    score_above: float | None = _key(None, low=0, high=0.99)
+    nms_iou: float | None = _key(None, low=0, high=1)
+    max_findings: int | None = _key(None, low=1, high=1000)
+    pixel_mm: float | None = _key(None, low=1e-6, high=1000)
+    tile_px: int | None = _key(None, low=32, high=16_384)
+    tile_overlap: float = _key(0.2, low=0, high=0.5)
+    tile_with_whole: bool = True
+    check: Literal["refuse", "warn"] = "refuse"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +184,10 @@ class Recipe:
         out: the bundle to write; empty is NAME-VERSION.defect in the working directory.
         classes: names and severities; empty takes the model's, `ok`-like names as ok and all others as major.
         preprocess: what a float model from elsewhere was trained to be fed; empty for our own, which holds it inside.
+        detector: how a detector is read, and which of its boxes are findings.
         policy: decision limits.
-        max_drop_points: largest loss of accuracy from FP32 to INT8, in percentage points; empty sets no gate.
+        max_drop_points: largest loss of accuracy (a detector's mAP50, or detections kept) from FP32 to INT8, in
+            percentage points; empty sets no gate.
         targets: whose INT8 graphs are made: `cpu` (always), `trt` (TensorRT, a Jetson).
         quantize: how the INT8 graph is made.
         seed: for every choice that chance makes.
@@ -157,6 +203,7 @@ class Recipe:
     out: Path | None = None
     classes: tuple[ClassRecipe, ...] = ()
     preprocess: PreprocessRecipe | None = None
+    detector: DetectorRecipe = DetectorRecipe()
     policy: PolicyRecipe = PolicyRecipe()
     max_drop_points: float | None = _key(None, low=0, high=100)
     targets: tuple[Literal["cpu", "trt"], ...] = ("cpu", "trt")
@@ -292,7 +339,7 @@ out: null                # the bundle; empty is NAME-VERSION.defect beside you
 
 classes: []              # names with severity (ok, minor, major, critical); empty: ok-like names are ok, others major
 #  - {name: ok, severity: ok}
-#  - {name: scratch, severity: major}
+#  - {name: scratch, severity: major, min_size_mm: 0.3}    # a detector's findings that are shorter are no defects
 
 preprocess: null         # for a float model from elsewhere: what it was trained to be fed, per channel if it differs
 #preprocess:             # (byte * scale - mean) / std; our own models hold it inside and need none of this
@@ -304,12 +351,28 @@ preprocess: null         # for a float model from elsewhere: what it was trained
 #  size: []              # [width, height] in pixels, where the model leaves them open
 #  resize: stretch       # stretch changes the aspect ratio, letterbox keeps it and pads
 #  pad_value: 128        # grey level of the padding (letterbox)
+#  anchor: centre        # where the picture lies in the padding (letterbox): centre, or corner (upper left)
 
-policy:                  # limits on the defect score, 0 to 1: 1 minus the probability that the part is good
+detector:                # for detectors only
+  form: auto             # yolov5, yolov8 (v11, v12), yolov10, yolox, ssd, ssdlite, retinanet, corners, centre; auto
+                         # tells it by shapes and metadata; corners and centre are plain boxes in pixels of the input
+  scores: auto           # probability (0 to 1 as it is), sigmoid, softmax (background first); auto looks at the graph
+  score_above: null      # what scores lower is no finding, 0 to 0.99; empty takes the model's own, or 0.05
+  nms_iou: null          # a box that overlaps a better one by more is the same defect; empty: the model's own, or 0.5
+  max_findings: null     # at most so many on a picture; empty takes the model's own, or 100
+  pixel_mm: null         # one pixel of the camera's picture in millimetres, for sizes and classes[].min_size_mm
+  tile_px: null          # side of the tiles that a large picture is looked at in, in its own pixels; empty: the whole
+  tile_overlap: 0.2      # share of a tile's side that neighbours have in common, 0 to 0.5
+  tile_with_whole: true  # look at the whole picture as well, for defects larger than a tile
+  check: refuse          # when another reading fits the calibration pictures clearly better: refuse, or warn
+
+policy:                  # limits on the defect score, 0 to 1: 1 minus the probability that the part is good; of a
+                         # detector the highest score among its findings
   defect_above: 0.5      # from here a part is a defect
   review_above: 0.2      # from here a person looks at it
 
-max_drop_points: null    # largest loss of accuracy from FP32 to INT8, in percentage points; empty sets no gate
+max_drop_points: null    # largest loss of accuracy (mAP50 of a detector) from FP32 to INT8, in percentage points;
+                         # empty sets no gate
 
 targets: [cpu, trt]      # whose INT8 graphs are made: cpu (always), trt (TensorRT, a Jetson)
 

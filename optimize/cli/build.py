@@ -25,6 +25,7 @@ EPILOG = """examples:
   defect-opt build --int8 --model model.onnx --data NEU --calib NEU --out neu.defect --json
   defect-opt build --int8 --model model.onnx --data parts/ --calib line3/ --max-drop 0.5 --name line3 --version 1.2.0
   defect-opt build --int8 --model bought.onnx --data parts/ --calib line3/     # `preprocess:` in defect-opt.yaml
+  defect-opt build --int8 --model yolo.onnx --data NEU --calib NEU             # a detector, judged by NEU's boxes
 
 What is not given comes from defect-opt.yaml in the working directory, then from defaults. Where a folder has splits,
 --calib takes its calib split and --data its val split; the test split is never opened but to see that no calibration
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", type=Path, metavar="M.onnx", help="the float ONNX file")
     add("--data", type=Path, metavar="DIR", help="labelled images, for measuring on their val split")
     add("--val", type=Path, metavar="DIR", help="labelled images for measuring, in place of those in --data")
-    add("--max-drop", type=float, metavar="POINTS", help="largest loss of accuracy, in percentage points")
+    add("--max-drop", type=float, metavar="POINTS", help="largest loss of accuracy (a detector: mAP50), in points")
     add("--name", metavar="N", help="the bundle's name")
     add("--version", metavar="V", help="the bundle's version")
     add("--out", type=Path, metavar="FILE", help="the bundle to write (NAME-VERSION.defect)")
@@ -137,8 +138,8 @@ def _lines(report: BuildReport, recipe: Recipe) -> Iterator[str]:
     yield f"gate: {'passed' if manifest.gate_passed else 'FAILED: ' + '; '.join(manifest.gate_reasons)}"
     for warning in report.warnings:
         yield f"warning: {warning}"
-    if report.bundle.manifest.task == "detect":
-        return  # nothing judges boxes yet: neither `evaluate` nor the agent
+    if report.bundle.manifest.task == "detect" and not report.detections:
+        return  # no boxes of known classes: nothing to evaluate on
     yield ""
     data = recipe.data or recipe.val
     has_splits = recipe.data is not None and (recipe.data / "splits.csv").exists()
@@ -146,29 +147,52 @@ def _lines(report: BuildReport, recipe: Recipe) -> Iterator[str]:
 
 
 def _table(report: BuildReport) -> Iterator[str]:
-    cards, sizes, latency = report.cards, report.size_bytes, report.latency_ms
-    fp32, trt = cards.get("fp32"), report.fitted.get("trt")
-    width = 22 if fp32 is None else 2 + max(20, *(len(f"recall {name}") + 2 for name in fp32.classes))
-    yield f"{'':{width}}{'FP32':>12}{'INT8':>12}{'TensorRT' if trt else '':>12}"
-    if fp32 is None:
+    names = report.bundle.manifest.class_names
+    width = 2 + max([22, *(len(f"recall {name}") + 2 for name in names)])
+    yield f"{'':{width}}{'FP32':>12}{'INT8':>12}{'TensorRT' if 'trt' in report.fitted else '':>12}"
+    if report.cards:
+        yield from _accuracy_rows(report, width)
+    if report.detections:
+        yield from _detection_rows(report, width)
+    if report.bundle.manifest.task == "detect":
         kept = [found.loss.kept.share_given for found in report.fitted.values() if found.loss.kept is not None]
         yield f"{'detections kept':{width}}{1:>12.2%}" + "".join(f"{share:>12.2%}" for share in kept)
-    else:
-        int8 = cards["cpu"]
-        third = _rate(None if trt is None else trt.loss.accuracy) if trt else ""
-        yield (
-            f"{f'accuracy on {fp32.n} val':{width}}{fp32.accuracy:>12.2%}{int8.accuracy:>12.2%}{third}   "
-            f"{_drop(report.drop_points)}"
-        )
-        for name in fp32.classes:
-            rates = _rate(fp32.per_class[name].recall) + _rate(int8.per_class[name].recall)
-            yield f"  {f'recall {name}':{width - 2}}{rates}"
-    on_device = f"{'on device':>12}" if trt else ""
+    yield from _cost_rows(report, width)
+
+
+def _accuracy_rows(report: BuildReport, width: int) -> Iterator[str]:
+    fp32, int8, trt = report.cards["fp32"], report.cards["cpu"], report.fitted.get("trt")
+    third = _rate(trt.loss.accuracy) if trt else ""
+    yield (
+        f"{f'accuracy on {fp32.n} val':{width}}{fp32.accuracy:>12.2%}{int8.accuracy:>12.2%}{third}   "
+        f"{_drop(report.drop_points)}"
+    )
+    for name in fp32.classes:
+        rates = _rate(fp32.per_class[name].recall) + _rate(int8.per_class[name].recall)
+        yield f"  {f'recall {name}':{width - 2}}{rates}"
+
+
+def _detection_rows(report: BuildReport, width: int) -> Iterator[str]:
+    fp32, int8, trt = report.detections["fp32"], report.detections["cpu"], report.fitted.get("trt")
+    third = _rate(trt.loss.map50) if trt else ""
+    yield (
+        f"{f'mAP50 on {fp32.n} val':{width}}{_rate(fp32.map50)}{_rate(int8.map50)}{third}   {_drop(report.drop_points)}"
+    )
+    for name in fp32.classes:
+        rates = _rate(fp32.per_class[name].ap50) + _rate(int8.per_class[name].ap50)
+        yield f"  {f'AP50 {name}':{width - 2}}{rates}"
+    yield f"{'mAP50-95':{width}}{_rate(fp32.map50_95)}{_rate(int8.map50_95)}"
+    yield f"{'defective parts passed':{width}}{_rate(fp32.escape_rate)}{_rate(int8.escape_rate)}"
+
+
+def _cost_rows(report: BuildReport, width: int) -> Iterator[str]:
+    sizes, latency, has_trt = report.size_bytes, report.latency_ms, "trt" in report.fitted
+    on_device = f"{'on device':>12}" if has_trt else ""
     yield (
         f"{'latency, median':{width}}{latency['fp32']:>9.2f} ms{latency['int8']:>9.2f} ms{on_device}   "
         f"{report.speedup:.2f} times as fast"
     )
-    third = f"{sizes['trt'] / 1e6:>9.2f} MB" if trt else ""
+    third = f"{sizes['trt'] / 1e6:>9.2f} MB" if has_trt else ""
     yield (
         f"{'size':{width}}{sizes['fp32'] / 1e6:>9.2f} MB{sizes['int8'] / 1e6:>9.2f} MB{third}   "
         f"{sizes['fp32'] / sizes['int8']:.1f} times smaller"

@@ -16,7 +16,7 @@ outputs, `boxes` (1, N, 4) and `scores` (1, N, C). Boxes keep the coordinates th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -48,64 +48,80 @@ class Recognized:
         form: which of the usual exports.
         outputs: their names; boxes before scores where they are two.
         classes: how many it tells apart; 0 where a raw head does not say.
+        boxes: how many it gives; 0 of a raw head.
+        columns: of the scores; one more than there are classes where a background has one. 0 of a raw head.
+        first: the first column that stays: 1 where the background's is left out.
     """
 
     form: DetectorForm
     outputs: tuple[str, ...]
     classes: int
+    boxes: int = 0
+    columns: int = 0
+    first: int = 0
 
 
-def recognize(graph: Graph, shapes: Shapes, classes: int | None) -> Recognized | None:
+def recognize(
+    graph: Graph, shapes: Shapes, classes: int | None, wanted: tuple[DetectorForm, ...] = ()
+) -> Recognized | None:
     """Tell the form by the outputs' shapes.
 
     Args:
         graph: to see whether a TopK or NMS lies before the output.
         shapes: every output's shape.
         classes: how many there are, where metadata or recipe say so.
+        wanted: what it may be, where the recipe names it; empty for any.
 
     Returns:
-        None when it is none of the usual forms, or contradicts the number of classes.
+        None when it is none of the forms, or contradicts the number of classes.
     """
     decoded = {name: shape for name, shape in shapes.items() if len(shape) == 3}
     raw = {name: shape for name, shape in shapes.items() if name not in decoded}
+    found: Recognized | None
     if len(decoded) == 1 and (not raw or _levels(raw, classes) is not None):  # YOLOv5 may give its raw head as well
         ((name, shape),) = decoded.items()
-        return _one(graph, name, shape, classes)
-    if len(shapes) == 2 and all(len(shape) == 3 for shape in shapes.values()):
-        return _pair(shapes, classes)
-    return _levels(shapes, classes)
+        found = next((f for f in _ones(graph, name, shape, classes) if not wanted or f.form in wanted), None)
+    elif len(shapes) == 2 and all(len(shape) == 3 for shape in shapes.values()):
+        found = _pair(shapes, classes)
+    else:
+        found = _levels(shapes, classes)
+    return found if found is None or not wanted or found.form in (*wanted, "levels") else None
 
 
-def _one(graph: Graph, name: str, shape: tuple[int, ...], classes: int | None) -> Recognized | None:
-    """Most specific first: six numbers behind a TopK are no row of one class, and short rows stand upright."""
+def _ones(graph: Graph, name: str, shape: tuple[int, ...], classes: int | None) -> Iterator[Recognized]:
+    """What one output may be, the likeliest first: six numbers behind a TopK are no row of one class."""
     _, height, width = shape
     kinds = {maker.op_type for tensor in graph.upstream([name]) if (maker := graph.maker(tensor))}
-    if width == 6 and kinds & {"TopK", "NonMaxSuppression"}:
-        return None if classes is None else Recognized(form="final", outputs=(name,), classes=classes)
-    if height < width:
-        count, form = height - 4, "joined"
-    elif classes is not None and width == 4 + classes:
-        count, form = width - 4, "rows"
-    else:
-        count, form = width - 5, "objectness"
-    if count < 1 or classes not in (None, count):
-        return None
-    return Recognized(form=form, outputs=(name,), classes=count)  # type: ignore[arg-type]
+    candidates: list[tuple[DetectorForm, int, int]] = [
+        ("joined", height - 4, width),
+        ("rows", width - 4, height),
+        ("objectness", width - 5, height),
+    ]
+    if height >= width:  # short rows stand upright
+        candidates = candidates[1:] + candidates[:1] if width - 4 == classes else candidates[::-1]
+    if width == 6 and classes is not None:
+        at = 0 if kinds & {"TopK", "NonMaxSuppression"} else len(candidates)
+        candidates.insert(at, ("final", classes, height))
+    elif width == 6 and kinds & {"TopK", "NonMaxSuppression"}:
+        return
+    for form, count, boxes in candidates:
+        if count >= 1 and classes in (None, count):
+            yield Recognized(form=form, outputs=(name,), classes=count, boxes=boxes, columns=count)
 
 
 def _pair(shapes: Shapes, classes: int | None) -> Recognized | None:
     def is_boxes(name: str) -> bool:
         rival = any(shape[2] == 4 for other, shape in shapes.items() if other != name)
-        return shapes[name][2] == 4 and (not rival or "box" in name.lower() or "loc" in name.lower())
+        return shapes[name][2] == 4 and (not rival or any(word in name.lower() for word in ("box", "loc", "reg")))
 
     boxes = [name for name in shapes if is_boxes(name)]
     if len(boxes) != 1:
         return None
     scores = next(name for name in shapes if name != boxes[0])
-    count = shapes[scores][2]
-    if shapes[scores][1] != shapes[boxes[0]][1] or classes not in (None, count):
+    _, count, columns = shapes[scores]
+    if count != shapes[boxes[0]][1] or classes not in (None, columns, columns - 1):
         return None
-    return Recognized(form="pair", outputs=(boxes[0], scores), classes=count)
+    return Recognized(form="pair", outputs=(boxes[0], scores), classes=classes or columns, boxes=count, columns=columns)
 
 
 def _levels(shapes: Shapes, classes: int | None) -> Recognized | None:
@@ -127,6 +143,9 @@ def separate(model: onnx.ModelProto, found: Recognized) -> tuple[str, ...]:
         names = ("boxes", "scores")
         for old, new in zip(found.outputs, names, strict=True):
             rename_tensor(model, old, new)
+        if found.first:
+            rename_tensor(model, "scores", "scores.all")
+            _cut(model, "scores.all", "scores", found.first, found.columns)
         return names
     for name in ("boxes", "scores"):  # whoever is called so already makes way
         rename_tensor(model, name, f"{name}.inner")
@@ -177,7 +196,7 @@ def separated(found: Recognized, outputs: Mapping[str, NDArray[Any]]) -> dict[st
     if found.form == "levels":
         return dict(zip(found.outputs, values, strict=True))
     if found.form == "pair":
-        return {"boxes": values[0], "scores": values[1]}
+        return {"boxes": values[0], "scores": values[1][..., found.first :]}
     rows = values[0].transpose(0, 2, 1) if found.form == "joined" else values[0]
     scores = rows[..., 4:]
     if found.form == "objectness":

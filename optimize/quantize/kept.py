@@ -1,11 +1,4 @@
-"""Which detections of a float detector its INT8 graph still gives: numpy only, for any detector with boxes and scores.
-
-```text
-output0 (1, 4 + C, N) ─ decode_v8 ─┐
-                                   ├ boxes (N, 4), scores (N, C) ─ detect ─ Detections ─ kept_share
-boxes and scores of another model ─┘
-```
-"""
+"""Which detections of a float detector its INT8 graph still gives, decoded and suppressed by the agent's own code."""
 
 from __future__ import annotations
 
@@ -16,6 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.bundle.boxes import MAX_CANDIDATES, BoxDecoder, Detections, box_iou
+from agent.bundle.detection import DetectionSpec
 from optimize.errors import ModelError
 
 __all__ = ["Detections", "KeptShare", "box_iou", "decode_v8", "detect", "kept_share"]
@@ -25,26 +20,9 @@ Floats: TypeAlias = NDArray[np.float32]
 SLACK = 0.8
 """A detection may be matched down to this share of the threshold: a score that wavers about it is not a lost defect."""
 
-MAX_CANDIDATES = 1000
-"""Boxes of one picture that the suppression looks at, best first: it bounds the time of a net that fires everywhere."""
+CORNERS = DetectionSpec(boxes="corners")
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Detections:
-    """What was found in one picture, best score first.
-
-    Attributes:
-        boxes: (n, 4) float32, x0, y0, x1, y1 in pixels of the model's input.
-        scores: (n,) float32, 0 to 1.
-        classes: (n,) int64, the index of the class.
-    """
-
-    boxes: Floats
-    scores: Floats
-    classes: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.scores)
+EMPTY = Detections(boxes=np.empty((0, 4), np.float32), scores=np.empty(0, np.float32), classes=np.empty(0, np.int64))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,32 +95,39 @@ def decode_v8(output: NDArray[Any]) -> tuple[Floats, Floats]:
 
 
 def detect(boxes: Floats, scores: Floats, *, score: float = 0.25, nms_iou: float = 0.5) -> Detections:
-    """Keep the best box of each defect: greedy non-maximum suppression, within each class.
+    """The agent's own suppression on boxes that are corners already.
 
     Args:
         boxes: (N, 4) x0, y0, x1, y1.
-        scores: (N, C); a box may be a detection of several classes.
+        scores: (N, C) from 0 to 1; a box may be a detection of several classes.
         score: lower ones are no detections.
         nms_iou: a box that overlaps a better one of its class by more is the same defect.
 
     Returns:
         The detections, best first; of equal scores the one of the lower box index, then class.
     """
-    index, classes = np.nonzero(scores >= score)
-    values = scores[index, classes]
-    order = np.argsort(-values, kind="stable")[:MAX_CANDIDATES]
-    index, classes, values = index[order], classes[order], values[order]
-    candidates = boxes[index]
-    rivals = (box_iou(candidates, candidates) > nms_iou) & (classes[:, None] == classes[None, :])
-    alive = np.ones(len(values), dtype=bool)
-    for best in range(len(values)):
-        if alive[best]:
-            alive[best + 1 :] &= ~rivals[best, best + 1 :]
-    return Detections(
-        boxes=candidates[alive].astype(np.float32),
-        scores=values[alive].astype(np.float32),
-        classes=classes[alive].astype(np.int64),
-    )
+    return _Reader(CORNERS)((boxes, scores), score, nms_iou)
+
+
+class _Reader:
+    """Decodes with the agent's code, with other limits than the bundle's; decoders are prepared once."""
+
+    def __init__(self, spec: DetectionSpec) -> None:
+        self._spec = spec
+        self._decoders: dict[tuple[float, float, int], BoxDecoder] = {}
+
+    def __call__(self, outputs: tuple[Floats, Floats], score: float, nms_iou: float) -> Detections:
+        boxes, scores = outputs
+        if scores.size == 0:
+            return _only(EMPTY, [])
+        n_classes = scores.shape[-1] - (self._spec.scores == "softmax")
+        key = (score, nms_iou, n_classes)
+        if key not in self._decoders:
+            spec = dataclasses.replace(
+                self._spec, score_above=score, nms_iou=nms_iou, max_findings=MAX_CANDIDATES, tiling=None
+            )
+            self._decoders[key] = BoxDecoder(spec, n_classes)
+        return self._decoders[key](boxes, scores)
 
 
 def kept_share(
@@ -152,6 +137,7 @@ def kept_share(
     score: float = 0.25,
     iou: float = 0.9,
     nms_iou: float = 0.5,
+    spec: DetectionSpec | None = None,
 ) -> KeptShare:
     """Count the float detections that INT8 keeps: same class and nearly the same box, each matched once.
 
@@ -161,36 +147,42 @@ def kept_share(
     model gives no such box from `SLACK * score` up, suppressed or not.
 
     Args:
-        float_outputs: boxes (N, 4) and scores (N, C) of each picture.
+        float_outputs: boxes (N, 4) and scores (N, C) of each picture, or (1, N, 4) and (1, N, C).
         int8_outputs: the same of the INT8 graph, in the same order.
         score: the threshold.
         iou: how much a kept box must overlap, intersection over union.
         nms_iou: for the suppression, both sides.
+        spec: how the outputs are coded; None: corners in pixels and scores from 0 to 1.
 
     Raises:
         ValueError: one side has more pictures.
     """
-    counts = np.zeros(4, dtype=np.int64)
+    counts, read = np.zeros(4, dtype=np.int64), _Reader(spec or CORNERS)
     for ours, theirs in zip(float_outputs, int8_outputs, strict=True):
-        counts += _compared(ours, theirs, score, iou, nms_iou)
+        counts += _compared(read, ours, theirs, score, iou, nms_iou)
     total, kept, swapped, invented = (int(count) for count in counts)
     return KeptShare(total=total, kept=kept, swapped=swapped, invented=invented)
 
 
 def _compared(
-    ours: tuple[Floats, Floats], theirs: tuple[Floats, Floats], score: float, iou: float, nms_iou: float
+    read: _Reader,
+    ours: tuple[Floats, Floats],
+    theirs: tuple[Floats, Floats],
+    score: float,
+    iou: float,
+    nms_iou: float,
 ) -> tuple[int, int, int, int]:
     """Total, kept, swapped and invented of one picture."""
     low = score * SLACK
-    floats, ints = (detect(*pair, score=score, nms_iou=nms_iou) for pair in (ours, theirs))
-    answers = detect(*theirs, score=low, nms_iou=nms_iou)
+    floats, ints = (read(pair, score, nms_iou) for pair in (ours, theirs))
+    answers = read(theirs, low, nms_iou)
     matched = _matches(floats, answers, iou)
     lost = sorted(set(range(len(floats))) - {row for row, _ in matched})
     # An IoU of 1 suppresses nothing: every box of a sufficient score, less those that are an answer already.
-    given, used = detect(*theirs, score=low, nms_iou=1.0), _only(answers, [column for _, column in matched])
+    given, used = read(theirs, low, 1.0), _only(answers, [column for _, column in matched])
     taken = ((box_iou(given.boxes, used.boxes) == 1) & (given.classes[:, None] == used.classes)).any(axis=1)
     swapped = _matches(_only(floats, lost), _only(given, np.flatnonzero(~taken).tolist()), iou)
-    known = _matches(ints, detect(*ours, score=low, nms_iou=1.0), iou)
+    known = _matches(ints, read(ours, low, 1.0), iou)
     return len(floats), len(matched), len(swapped), len(ints) - len(known)
 
 
@@ -212,21 +204,3 @@ def _matches(left: Detections, right: Detections, iou: float) -> list[tuple[int,
             free_columns.remove(column)
             pairs.append((row, column))
     return pairs
-
-
-def box_iou(left: Floats, right: Floats) -> NDArray[np.float64]:
-    """Intersection over union of every pair; 0 where a box has no area.
-
-    Args:
-        left: (n, 4) x0, y0, x1, y1.
-        right: (m, 4).
-
-    Returns:
-        (n, m), 0 to 1.
-    """
-    a, b = left[:, None].astype(np.float64), right[None].astype(np.float64)
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    shared = sides.clip(0).prod(axis=-1)
-    union = (a[..., 2:] - a[..., :2]).clip(0).prod(-1) + (b[..., 2:] - b[..., :2]).clip(0).prod(-1) - shared
-    result: NDArray[np.float64] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return result

@@ -14,7 +14,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from agent.bundle.manifest import InputSpec, Outputs, Resize, Task
+from agent.bundle.detection import DetectionSpec
+from agent.bundle.manifest import Anchor, InputSpec, Outputs, Resize, Task
 from agent.errors import BundleError
 from optimize.errors import ModelError
 from optimize.quantize.adopt import Adopted, Adoption, adopt
@@ -33,7 +34,7 @@ from optimize.quantize.onnx_file import (
     shown,
     strip_comments,
 )
-from optimize.recipe import PreprocessRecipe
+from optimize.recipe import DetectorRecipe, PreprocessRecipe
 
 if TYPE_CHECKING:
     import onnx
@@ -64,13 +65,15 @@ class FloatModel:
         input: what it takes.
         outputs: which output is what.
         classes: in output order; None when the file does not say.
-        count: how many classes the logits or scores hold; 0 for a raw detection head, which does not say.
+        count: how many classes the logits or scores hold, without a background; 0 for a raw detection head, which does
+            not say.
         arch: the network's name from the metadata, or None.
         task: `classify` or `detect`.
         heads: the outputs whose way back to the last convolutions is the head: the logits; boxes and scores; or every
             output of a raw detection head. Empty means the logits.
         notes: what was changed to take it in, one sentence each; empty for our own.
         adoption: how it was before; None for our own.
+        detection: how a detector's boxes and scores are read; None for a classifier, and for a raw head.
     """
 
     path: Path
@@ -85,6 +88,7 @@ class FloatModel:
     heads: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     adoption: Adoption | None = None
+    detection: DetectionSpec | None = None
 
     @property
     def logits(self) -> str:
@@ -93,13 +97,20 @@ class FloatModel:
         return self.outputs.logits
 
 
-def read_model(path: Path, preprocess: PreprocessRecipe | None = None, *, classes: int | None = None) -> FloatModel:
+def read_model(
+    path: Path,
+    preprocess: PreprocessRecipe | None = None,
+    *,
+    classes: int | None = None,
+    detector: DetectorRecipe | None = None,
+) -> FloatModel:
     """Open a float classifier or detector, take it in if it comes from elsewhere, and check all that later steps need.
 
     Args:
         path: an ONNX file, its weights inside or beside it.
         preprocess: what a float model from elsewhere was trained to be fed; None asks its metadata.
         classes: how many there are, where the caller knows and the file may not say.
+        detector: how a detector is read; None leaves it to metadata and shapes.
 
     Raises:
         MissingExtra: onnx is not installed.
@@ -112,7 +123,7 @@ def read_model(path: Path, preprocess: PreprocessRecipe | None = None, *, classe
     strip_comments(model)
     metadata = metadata_of(model)
     names = _classes(path, metadata)
-    adopted = adopt(path, model, preprocess, classes if names is None else len(names))
+    adopted = adopt(path, model, preprocess, classes if names is None else len(names), detector)
     if names is not None and adopted.count and len(names) != adopted.count:
         what = "logits" if adopted.task == "classify" else "scores"
         refuse(path, f"metadata classes: got {len(names)} names, the {what} hold {adopted.count} classes", EXPORT_HINT)
@@ -129,6 +140,7 @@ def read_model(path: Path, preprocess: PreprocessRecipe | None = None, *, classe
         heads=adopted.heads,
         notes=adopted.notes,
         adoption=adopted.adoption,
+        detection=adopted.detection,
     )
 
 
@@ -177,7 +189,7 @@ def _input_spec(path: Path, adopted: Adopted) -> InputSpec:
     rule: dict[str, Any] = (
         _resize_rule(path, metadata_of(adopted.proto))
         if how is None
-        else {"resize": how.resize, "pad_value": how.pad_value}
+        else {"resize": how.resize, "pad_value": how.pad_value, "anchor": how.anchor}
     )
     try:
         return InputSpec(name=value.name, height_px=int(height), width_px=int(width), **rule)
@@ -192,12 +204,14 @@ def _resize_rule(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         rule = {
             "resize": given.get("resize", metadata.get("resize", "stretch")),
             "pad_value": given.get("pad_value", 128),
+            "anchor": given.get("anchor", "centre"),
         }
     except (ValueError, AttributeError):
         refuse(path, f"metadata input: got {shown(metadata['input'])}, expected a JSON object", EXPORT_HINT)
-    if rule["resize"] not in get_args(Resize):
-        known = ", ".join(get_args(Resize))
-        refuse(path, f"metadata resize: got {shown(rule['resize'])}, expected one of {known}", EXPORT_HINT)
+    for key, literal in (("resize", Resize), ("anchor", Anchor)):
+        if rule[key] not in get_args(literal):
+            known = ", ".join(get_args(literal))
+            refuse(path, f"metadata {key}: got {shown(rule[key])}, expected one of {known}", EXPORT_HINT)
     if type(rule["pad_value"]) is not int:
         refuse(path, f"metadata pad_value: got {shown(rule['pad_value'])}, expected 0 to 255", EXPORT_HINT)
     return rule

@@ -24,7 +24,7 @@ from optimize.recipe import PreprocessRecipe
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_RELATIVE", "AdoptionCheck", "check_adoption", "floats_from_picture"]
+__all__ = ["MAX_RELATIVE", "AdoptionCheck", "as_fed", "check_adoption", "floats_from_picture"]
 
 MAX_RELATIVE = 1e-3
 """Float32 sums in another order differ by some 1e-6 of the largest value; a wrong mean or colour order by over 1e-2."""
@@ -80,7 +80,7 @@ def _largest_share(model: FloatModel, adoption: Adoption, images: Sequence[NDArr
     differences: dict[str, float] = defaultdict(float)
     largest: dict[str, float] = defaultdict(float)
     for picture in images:
-        floats = {adoption.input: _fed(adoption, picture)}
+        floats = {adoption.input: as_fed(adoption, picture)}
         wanted = _wanted(adoption, run_session(as_it_came, before, names, floats))
         if not all(np.isfinite(values).all() for values in wanted.values()):
             raise ModelError(
@@ -115,7 +115,7 @@ def floats_from_picture(picture: NDArray[np.uint8], how: PreprocessRecipe, *, ch
     return normalized
 
 
-def _fed(adoption: Adoption, picture: NDArray[np.uint8]) -> NDArray[Any]:
+def as_fed(adoption: Adoption, picture: NDArray[np.uint8]) -> NDArray[Any]:
     """The picture as the model took it, once for each place in its batch."""
     if adoption.preprocess is None:
         return picture

@@ -12,9 +12,10 @@ import numpy as np
 
 from agent.errors import ConfigError
 from optimize.errors import ModelError
+from optimize.quantize.conventions import conventional_preprocess
 from optimize.quantize.graph import Graph, metadata_of, shape_of
 from optimize.quantize.onnx_file import EXPORT_HINT, bytes_from_model, open_session, refuse, run_session
-from optimize.recipe import RECIPE_FILE, PreprocessRecipe, preprocess_from_mapping
+from optimize.recipe import RECIPE_FILE, DetectorForm, PreprocessRecipe, preprocess_from_mapping
 
 if TYPE_CHECKING:
     import onnx
@@ -97,9 +98,12 @@ def _layout(path: Path, got: str, sides: list[int | None], given: PreprocessReci
 
 
 def find_preprocess(
-    path: Path, model: onnx.ModelProto, picture: Picture, given: PreprocessRecipe | None
-) -> PreprocessRecipe | None:
-    """What the model was fed: from the recipe, else from its metadata; None where it takes bytes.
+    path: Path, model: onnx.ModelProto, picture: Picture, given: PreprocessRecipe | None, form: DetectorForm = "auto"
+) -> tuple[PreprocessRecipe | None, str]:
+    """What the model was fed: from the recipe, its metadata, or the convention of such detectors; None: it takes bytes.
+
+    Returns:
+        What it is, and where a convention says so a sentence about it.
 
     Raises:
         ModelError: nobody says, or what is said does not go with the input.
@@ -111,20 +115,40 @@ def find_preprocess(
                 "takes uint8 with the normalization inside, and the recipe has preprocess",
                 f"take preprocess out of {RECIPE_FILE}: it is for float models",
             )
-        return None
-    how = given or _from_metadata(path, model)
+        return None, ""
+    how, note = given or _from_metadata(path, model), ""
+    if how is None and (known := _conventional(model, picture, form)) is not None:
+        how, why = known
+        note = f"preprocess: {why}: {_words(how)}; write it in {RECIPE_FILE} if it was trained otherwise"
     if how is None:
         refuse(
             path,
             f"takes floats, and {RECIPE_FILE} does not say under preprocess what it was trained to be fed",
-            f"write for example `{EXAMPLE}` there: (byte * scale - mean) / std",
+            f"write for example `{EXAMPLE}` there: (byte * scale - mean) / std; for a detector of a well-known maker "
+            "`detector: {form: …}` says it too",
         )
     if picture.channels == 1 and how.colour != "grey":
         refuse(path, f"takes 1 channel, and preprocess.colour is {how.colour}", "write `colour: grey`")
     for key in ("mean", "std"):
         if len(getattr(how, key)) > picture.channels:
             refuse(path, f"takes {picture.channels} channel, and preprocess.{key} has 3 numbers", "write one number")
-    return how
+    return how, note
+
+
+def _conventional(model: onnx.ModelProto, picture: Picture, form: DetectorForm) -> tuple[PreprocessRecipe, str] | None:
+    """Of a detector, and in colour: a classifier's metadata may look the same, and nobody says how grey is made."""
+    ranks = [len(shape_of(model, value.name) or ()) for value in model.graph.output]
+    if picture.channels != 3 or ranks.count(3) == 0:
+        return None
+    return conventional_preprocess(form, metadata_of(model), is_open=None in (picture.width_px, picture.height_px))
+
+
+def _words(how: PreprocessRecipe) -> str:
+    fitted: str = how.resize
+    if how.resize == "letterbox":
+        fitted += f" with {how.pad_value}, the picture in the {how.anchor}"
+    mean, std = ([round(value, 5) for value in values] for values in (how.mean, how.std))
+    return f"{how.colour.upper()} * {how.scale:.4g}, mean {mean}, std {std}, {fitted}"
 
 
 def _from_metadata(path: Path, model: onnx.ModelProto) -> PreprocessRecipe | None:
