@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from optimize.errors import OptimizeError
 
-__all__ = ["Augmentation", "augment", "augmentation_from_text"]
+__all__ = ["Augmentation", "Move", "augment", "augment_with_boxes", "augmentation_from_text", "draw_move"]
 
 PAD = 128
 """Grey level around a letterboxed picture, as on the device: 0 for the network."""
@@ -36,6 +36,7 @@ class Augmentation:
     Attributes:
         min_area: smallest share of the picture that a crop keeps, 0.05 to 1; 1 never crops.
         is_upright: parts always lie the same way: no mirror images, no quarter turns.
+        is_turned: quarter turns beside the mirror images; False for surfaces with a direction, such as rolled steel.
         angle: largest small turn in degrees, either way.
         light: strength of gain, offset, gamma and slope of the light; 0 leaves it.
         blur: share of pictures that are blurred.
@@ -45,6 +46,7 @@ class Augmentation:
 
     min_area: float = 0.5
     is_upright: bool = False
+    is_turned: bool = True
     angle: float = 0.0
     light: float = 1.0
     blur: float = 0.2
@@ -73,8 +75,16 @@ _KEYS: Mapping[str, str] = {"crop": "min_area"} | {name: name for name, _, _ in 
 _OFF = Augmentation(min_area=1, light=0, blur=0, noise=0, cutout=0, is_upright=True)
 
 
-def augmentation_from_text(text: str | None, *, is_upright: bool) -> Augmentation:
+def augmentation_from_text(
+    text: str | None, *, is_upright: bool, is_turned: bool = True, default: Augmentation | None = None
+) -> Augmentation:
     """Read `--augment`: `none`, or what differs from the defaults, such as `light=0.5,blur=0,angle=10`.
+
+    Args:
+        text: as it was given.
+        is_upright: see `Augmentation`.
+        is_turned: see `Augmentation`.
+        default: what is not named is as here; None is the classifier's.
 
     Raises:
         OptimizeError: an unknown name, or a value that is no number or out of bounds.
@@ -95,7 +105,7 @@ def augmentation_from_text(text: str | None, *, is_upright: bool) -> Augmentatio
             changes[_KEYS[name]] = float(value)
         except ValueError as error:
             raise OptimizeError(f"augment: {name}: got {value!r}, expected a number") from error
-    return Augmentation(is_upright=is_upright, **changes)
+    return dataclasses.replace(default or Augmentation(), is_upright=is_upright, is_turned=is_turned, **changes)
 
 
 def augment(
@@ -125,24 +135,115 @@ def augment(
         its edge, or None without one.
     """
     layers = image if mask is None else np.dstack([image, mask])
-    if whole_px is None:
-        matrix = _crop(layers.shape, size_px, how, random, is_letterbox=is_letterbox)
+    at = None if whole_px is None else _place(layers.shape, mask, random)
+    move = draw_move(layers.shape, size_px, how, random, is_letterbox=is_letterbox, window=at, whole_px=whole_px)
+    layers, beyond = move.picture(layers)
+    picture, moved = (layers, None) if mask is None else (layers[..., :-1], np.ascontiguousarray(layers[..., -1]))
+    return _finished(picture, beyond, how, random), moved
+
+
+def augment_with_boxes(
+    image: NDArray[np.uint8],
+    boxes: NDArray[np.float64],
+    size_px: int,
+    how: Augmentation,
+    random: np.random.Generator,
+    *,
+    is_letterbox: bool = False,
+    whole_px: int | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Make one training picture of a detector, and move its boxes with it.
+
+    Args:
+        image: (H, W, C) uint8, any size, one or three channels.
+        boxes: (n, 4) x0, y0, x1, y1 in pixels of the image, edges.
+        size_px: width and height wanted.
+        how: how far to go.
+        random: decides; the same state gives the same picture.
+        is_letterbox: keep the aspect ratio, and pad.
+        whole_px: cut a window of `size_px` out of the picture as it would be at this size, around one of the boxes
+            where there are some, else anywhere; None takes the whole picture, cropped and scaled to `size_px`.
+
+    Returns:
+        (size_px, size_px, C) uint8, own memory; and (n, 4) boxes in pixels of it, not cut off at its edges.
+    """
+    at = None if whole_px is None else _place_in_box(image.shape, boxes, random)
+    move = draw_move(image.shape, size_px, how, random, is_letterbox=is_letterbox, window=at, whole_px=whole_px)
+    picture, beyond = move.picture(image)
+    return _finished(picture, beyond, how, random), move.boxes(boxes)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """Where each place of a picture goes.
+
+    Attributes:
+        matrix: (2, 3) from pixel centres of the picture to those of the result.
+        symmetry: of the square, applied afterwards: bit 0 mirrors left and right, bit 1 up and down, bit 2 transposes.
+        size_px: width and height of the result.
+        is_padded: grey lies beyond the picture, else its mirror image.
+    """
+
+    matrix: NDArray[np.float64]
+    symmetry: int
+    size_px: int
+    is_padded: bool
+
+    def picture(self, layers: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """(H, W, C) uint8 moved; and where nothing of it lies (size_px, size_px, 1), None where that can't be."""
+        beyond = _beyond(layers.shape, self.matrix, self.size_px) if self.is_padded else None
+        moved = _turn(_warped(layers, self.matrix, self.size_px, is_padded=self.is_padded), self.symmetry)
+        return moved, None if beyond is None else _turn(beyond, self.symmetry)
+
+    def boxes(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n, 4) x0, y0, x1, y1 moved: the upright box around what each became; it may lie outside."""
+        if not len(boxes):
+            return np.zeros((0, 4))
+        # Edges to centres and back: half a pixel of each grid.
+        x, y = boxes[:, [0, 2, 0, 2]] - 0.5, boxes[:, [1, 1, 3, 3]] - 0.5
+        (a, b, c), (d, e, f) = self.matrix.tolist()
+        x, y = a * x + b * y + c + 0.5, d * x + e * y + f + 0.5
+        if self.symmetry & 1:
+            x = self.size_px - x
+        if self.symmetry & 2:
+            y = self.size_px - y
+        if self.symmetry & 4:
+            x, y = y, x
+        return np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=1)
+
+
+def draw_move(
+    shape: tuple[int, ...],
+    size_px: int,
+    how: Augmentation,
+    random: np.random.Generator,
+    *,
+    is_letterbox: bool,
+    window: tuple[float, float] | None,
+    whole_px: int | None,
+) -> Move:
+    """Choose a crop (or a window around a place), a small turn and a symmetry."""
+    if window is None or whole_px is None:
+        matrix = _crop(shape, size_px, how, random, is_letterbox=is_letterbox)
     else:
-        at = _place(layers.shape, mask, random)
-        matrix = _window(layers.shape, at, size_px, whole_px, random, is_letterbox=is_letterbox)
+        matrix = _window(shape, window, size_px, whole_px, random, is_letterbox=is_letterbox)
     if how.angle:
         matrix = _turned(matrix, math.radians(random.uniform(-how.angle, how.angle)), size_px)
-    is_padded = is_letterbox or whole_px is not None
-    beyond = _beyond(layers.shape, matrix, size_px) if is_padded else None
-    layers = _warped(layers, matrix, size_px, is_padded=is_padded)
-    if not how.is_upright:
-        symmetry = int(random.integers(8))
-        layers, beyond = _turn(layers, symmetry), None if beyond is None else _turn(beyond, symmetry)
-    picture, moved = (layers, None) if mask is None else (layers[..., :-1], np.ascontiguousarray(layers[..., -1]))
+    return Move(
+        matrix=matrix,
+        symmetry=0 if how.is_upright else int(random.integers(8 if how.is_turned else 4)),
+        size_px=size_px,
+        is_padded=is_letterbox or whole_px is not None,
+    )
+
+
+def _finished(
+    picture: NDArray[np.uint8], beyond: NDArray[np.uint8] | None, how: Augmentation, random: np.random.Generator
+) -> NDArray[np.uint8]:
     picture = _photographed(np.ascontiguousarray(picture), how, random)
     if beyond is not None:
         picture[beyond[..., 0] > 0] = PAD  # no lamp reaches padding: the device pads with one grey
-    return picture, moved
+    return picture
 
 
 def _photographed(picture: NDArray[np.uint8], how: Augmentation, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -206,6 +307,16 @@ def _place(shape: tuple[int, ...], mask: NDArray[np.uint8] | None, random: np.ra
     rows, columns = np.nonzero(mask)
     chosen = int(random.integers(len(rows)))
     return float(columns[chosen]) + 0.5, float(rows[chosen]) + 0.5
+
+
+def _place_in_box(
+    shape: tuple[int, ...], boxes: NDArray[np.float64], random: np.random.Generator
+) -> tuple[float, float]:
+    """The middle of one of the boxes, or any place where there is none."""
+    if not len(boxes):
+        return float(random.uniform(0, shape[1])), float(random.uniform(0, shape[0]))
+    x0, y0, x1, y1 = boxes[int(random.integers(len(boxes)))].tolist()
+    return (x0 + x1) / 2, (y0 + y1) / 2
 
 
 def _onto(size_px: int, centre: tuple[float, float], scale: tuple[float, float]) -> NDArray[np.float64]:

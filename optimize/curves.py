@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from optimize.train import TrainResult
 
-__all__ = ["draw_training"]
+__all__ = ["RECALL", "TRAIN_LOSS", "VAL_LOSS", "Curve", "draw_curves", "draw_training"]
 
 Colour: TypeAlias = tuple[int, int, int]  # BGR
 
@@ -36,25 +37,58 @@ def draw_training(result: TrainResult) -> bytes:
     return bytes(cv2.imencode(".png", canvas)[1].tobytes())
 
 
-def _curves(result: TrainResult) -> NDArray[np.uint8]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Curve:
+    """One figure over the epochs.
+
+    Attributes:
+        name: in words.
+        values: one per epoch, 0 to 1.
+        colour: BGR.
+    """
+
+    name: str
+    values: Sequence[float]
+    colour: Colour
+
+
+def draw_curves(title: str, best_epoch: int, curves: Sequence[Curve], *, top: float) -> NDArray[np.uint8]:
+    """Draw figures over the epochs, the best one marked.
+
+    Args:
+        title: in words.
+        best_epoch: from 1.
+        curves: at least one, at most three.
+        top: what 1 stands for on the second scale, that of losses.
+
+    Returns:
+        (HEIGHT, CURVES_WIDTH, 3) uint8 BGR.
+    """
     canvas = np.full((HEIGHT, CURVES_WIDTH, 3), 255, dtype=np.uint8)
-    history = result.history
-    top = max(max(record.train_loss, record.val_loss) for record in history)
-    _text(canvas, f"{result.config.arch}: {len(history)} epochs, best {result.best_epoch}", (LEFT, 28), size=0.55)
+    _text(canvas, title, (LEFT, 28), size=0.55)
     for i in range(6):
         y = _y(i / 5)
         cv2.line(canvas, (LEFT, y), (CURVES_WIDTH - RIGHT, y), GRID, 1)
         _text(canvas, f"{i / 5:.1f}", (LEFT - 38, y + 4), RECALL)
         _text(canvas, f"{top * i / 5:.2f}", (LEFT + 6, y - 4), TRAIN_LOSS)
-    best = _x(result.best_epoch - 1, len(history))
+    best = _x(best_epoch - 1, len(curves[0].values))
     cv2.line(canvas, (best, TOP), (best, HEIGHT - BOTTOM), (170, 170, 170), 1)
-    _line(canvas, [record.train_loss / top for record in history], TRAIN_LOSS)
-    _line(canvas, [record.val_loss / top for record in history], VAL_LOSS)
-    _line(canvas, [record.val_balanced_recall for record in history], RECALL)
-    names = (("balanced recall on val", RECALL), ("loss on val", VAL_LOSS), ("loss in training", TRAIN_LOSS))
-    for i, (name, colour) in enumerate(names):
-        _text(canvas, name, (LEFT + 195 * i, HEIGHT - 20), colour)
+    for i, curve in enumerate(curves):
+        _line(canvas, curve.values, curve.colour)
+        _text(canvas, curve.name, (LEFT + 195 * i, HEIGHT - 20), curve.colour)
     return canvas
+
+
+def _curves(result: TrainResult) -> NDArray[np.uint8]:
+    history = result.history
+    top = max(max(record.train_loss, record.val_loss) for record in history)
+    curves = (
+        Curve("balanced recall on val", [record.val_balanced_recall for record in history], RECALL),
+        Curve("loss on val", [record.val_loss / top for record in history], VAL_LOSS),
+        Curve("loss in training", [record.train_loss / top for record in history], TRAIN_LOSS),
+    )
+    title = f"{result.config.arch}: {len(history)} epochs, best {result.best_epoch}"
+    return draw_curves(title, result.best_epoch, curves, top=top)
 
 
 def _matrix(result: TrainResult) -> NDArray[np.uint8]:

@@ -34,7 +34,18 @@ from optimize.errors import ModelError
 from optimize.networks.classifier import Classifier
 from optimize.networks.onnx_graph import OnnxGraph, array_from_tensor
 
-__all__ = ["Parity", "check_parity", "export_onnx", "normalize", "onnx_from_network", "write_atomically"]
+__all__ = [
+    "IR_VERSION",
+    "MAX_RELATIVE_DIFFERENCE",
+    "OPSET",
+    "Parity",
+    "check_parity",
+    "export_onnx",
+    "normalize",
+    "onnx_from_network",
+    "write_atomically",
+    "write_input",
+]
 
 OPSET = 17
 IR_VERSION = 8  # the IR of opset 17: every ONNX Runtime since 1.12 and TensorRT since 8.5 read it
@@ -98,7 +109,7 @@ def onnx_from_network(network: Classifier, spec: InputSpec, classes: Sequence[st
     """
     graph = OnnxGraph()
     picture = (spec.height_px, spec.width_px)
-    _write_head(graph, graph.translate(network.features, _write_input(graph, spec), picture), network)
+    _write_head(graph, graph.translate(network.features, write_input(graph, spec), picture), network)
     outputs = _output_shapes(network, spec)
     model = helper.make_model(
         helper.make_graph(
@@ -198,7 +209,7 @@ def _output_shapes(network: Classifier, spec: InputSpec) -> dict[str, list[int]]
     return dict(zip(("logits", "embedding", "cam"), shapes, strict=True))
 
 
-def _write_input(graph: OnnxGraph, spec: InputSpec) -> str:
+def write_input(graph: OnnxGraph, spec: InputSpec) -> str:
     """Add `(image - 128) / 128`, channels first; the Cast stands first because TensorRT transposes no UINT8."""
     values = graph.add("Cast", "input/cast", [spec.name], to=TensorProto.FLOAT)
     values = graph.add("Transpose", "input/transpose", [values], perm=[0, 3, 1, 2])

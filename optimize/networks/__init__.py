@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from optimize.networks.classifier import Classifier
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture", "build_network", "resolve_width"]
+__all__ = ["ARCHITECTURES", "Architecture", "architecture", "backbone_features", "build_network", "resolve_width"]
 
 PROBE_PX = 32
 """The smallest picture that every network takes; shows how many channels come out of a cut one."""
@@ -68,6 +68,16 @@ def build_network(
     with torch.no_grad():
         channels = features.eval()(torch.zeros(1, in_channels, PROBE_PX, PROBE_PX)).shape[1]
     return Classifier(features, int(channels), n_classes).train()
+
+
+def backbone_features(arch: str, in_channels: int = 3) -> nn.Sequential:
+    """The features of a network at its published width, in stages, as a detector takes them.
+
+    Raises:
+        OptimizeError: there is no such network.
+        ImportError: torch, or torchvision where the network needs it, is not installed.
+    """
+    return _features(architecture(arch).name, in_channels, 1.0, "none", None)
 
 
 def _features(arch: str, in_channels: int, width: float, attention: str, until: str | None) -> nn.Sequential:

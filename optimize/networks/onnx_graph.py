@@ -93,7 +93,20 @@ class OnnxGraph:
         Raises:
             ModelError: it holds an operator that can't be exported.
         """
+        return self.translate_all(features, inputs, picture)[0]
+
+    def translate_all(self, features: nn.Module, inputs: str, picture: Sequence[int]) -> tuple[str, ...]:
+        """The same for one that gives several tensors, in a flat tuple; the names of its outputs.
+
+        Raises:
+            ModelError: it holds an operator that can't be exported.
+        """
         return _Translation(self, fx.symbolic_trace(features), picture).run(inputs)
+
+    def whole(self, name: str, values: Sequence[int]) -> str:
+        """Add whole numbers, such as a shape; gives their name."""
+        self.initializers.append(numpy_helper.from_array(np.array(values, dtype=np.int64), name))
+        return name
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,12 +147,13 @@ class _Translation:
         with torch.no_grad():
             ShapeProp(traced).propagate(torch.zeros(1, channels, *picture))
 
-    def run(self, inputs: str) -> str:
+    def run(self, inputs: str) -> tuple[str, ...]:
         for node in self.nodes:
             if node.op == "placeholder":
                 self.value_of[node] = inputs
             elif node.op == "output":
-                return self._value(node, node.args[0])
+                found = node.args[0]
+                return tuple(self._value(node, each) for each in (found if isinstance(found, tuple) else (found,)))
             elif node.op == "call_module":
                 self.value_of[node] = self._call_module(node)
             else:
@@ -270,6 +284,17 @@ class _Translation:
         kind = "MaxPool" if isinstance(pool, nn.MaxPool2d) else "AveragePool"
         return self.graph.add(kind, call.name, [call.inputs], **attributes)
 
+    def upsample(self, call: _Call) -> str:
+        up = self._module(call.node)
+        assert isinstance(up, nn.Upsample)
+        if up.mode != "nearest" or up.size is not None or up.scale_factor is None:
+            raise ModelError(f"network: can't export {call.name} ({up})")
+        factors = up.scale_factor if isinstance(up.scale_factor, tuple) else (up.scale_factor,) * 2
+        scales = self.graph.constant(f"{call.module_name}.scales", np.array([1, 1, *factors], dtype=np.float32))
+        # Of whole factors, these two are the same everywhere; TensorRT and ONNX Runtime both know them.
+        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return self.graph.add("Resize", call.name, [call.inputs, "", scales], **how)
+
     def mean(self, call: _Call) -> str:
         self._check_global(call)
         return self.graph.add("GlobalAveragePool", call.name, [call.inputs])
@@ -297,6 +322,7 @@ WRITERS: Mapping[type[nn.Module], Callable[[_Translation, _Call], str]] = Mappin
         nn.Hardswish: _Translation.hard_swish,
         nn.MaxPool2d: _Translation.pool,
         nn.AvgPool2d: _Translation.pool,
+        nn.Upsample: _Translation.upsample,
         nn.AdaptiveAvgPool2d: _Translation.mean,
         nn.AdaptiveMaxPool2d: _Translation.highest,
     }

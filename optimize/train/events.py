@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from agent.errors import MissingExtra
@@ -11,14 +11,16 @@ from optimize.errors import OptimizeError
 from optimize.train.result import EpochRecord
 from optimize.validation import Validation
 
-__all__ = ["Record", "open_events"]
+__all__ = ["Record", "Scalars", "open_events", "open_scalars"]
 
 Record = Callable[[EpochRecord, Validation], None]
+Scalars = Callable[[int, Mapping[str, float]], None]
+"""Takes an epoch, from 1, and its figures by name."""
 
 
 @contextlib.contextmanager
 def open_events(folder: Path | None, classes: Sequence[str], *, epochs_done: int) -> Iterator[Record]:
-    """Open the event file of a run.
+    """Open the event file of a classifier's run.
 
     Args:
         folder: where TensorBoard looks; None writes nothing.
@@ -32,6 +34,25 @@ def open_events(folder: Path | None, classes: Sequence[str], *, epochs_done: int
         MissingExtra: TensorBoard is not installed.
         OptimizeError: the folder can't be written.
     """
+    with open_scalars(folder, epochs_done=epochs_done) as write:
+
+        def record(epoch: EpochRecord, val: Validation) -> None:
+            figures = {
+                "loss/train": epoch.train_loss,
+                "loss/val": epoch.val_loss,
+                "val/accuracy": epoch.val_accuracy,
+                "val/balanced_recall": epoch.val_balanced_recall,
+                "learning rate": epoch.lr,
+            }
+            recalls = zip(classes, val.recalls, strict=True)
+            write(epoch.epoch, figures | {f"val recall/{name}": r for name, r in recalls if r is not None})
+
+        yield record
+
+
+@contextlib.contextmanager
+def open_scalars(folder: Path | None, *, epochs_done: int) -> Iterator[Scalars]:
+    """Open the event file of any run; arguments and errors as of `open_events`."""
     if folder is None:
         yield lambda _, __: None
         return
@@ -51,16 +72,9 @@ def open_events(folder: Path | None, classes: Sequence[str], *, epochs_done: int
         ) from error
     with writer:
 
-        def record(epoch: EpochRecord, val: Validation) -> None:
-            step = epoch.epoch
-            writer.add_scalar("loss/train", epoch.train_loss, step)
-            writer.add_scalar("loss/val", epoch.val_loss, step)
-            writer.add_scalar("val/accuracy", epoch.val_accuracy, step)
-            writer.add_scalar("val/balanced_recall", epoch.val_balanced_recall, step)
-            writer.add_scalar("learning rate", epoch.lr, step)
-            for name, recall in zip(classes, val.recalls, strict=True):
-                if recall is not None:
-                    writer.add_scalar(f"val recall/{name}", recall, step)
+        def write(step: int, figures: Mapping[str, float]) -> None:
+            for name, value in figures.items():
+                writer.add_scalar(name, value, step)
             writer.flush()
 
-        yield record
+        yield write

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
-
-from optimize.train.result import EpochRecord
-from optimize.train_config import TrainConfig
 
 __all__ = ["Schedule"]
 
@@ -16,10 +14,42 @@ WARM_UP = 0.1
 """Share of the schedule over which the learning rate rises."""
 
 
+class Planned(Protocol):
+    """What a recipe says about time: `TrainConfig`, and a detector's."""
+
+    @property
+    def schedule(self) -> int:
+        """Length in epochs."""
+
+    @property
+    def peak_lr(self) -> float:
+        """Highest learning rate."""
+
+    @property
+    def size(self) -> int:
+        """Input width and height in pixels."""
+
+    @property
+    def small_until(self) -> float:
+        """Share of the schedule that runs at three quarters of the size."""
+
+    @property
+    def minutes(self) -> float | None:
+        """Time budget."""
+
+
+class Sized(Protocol):
+    """A finished epoch."""
+
+    @property
+    def size_px(self) -> int:
+        """Width and height of its pictures."""
+
+
 class Schedule:
     """Positions on it run from 0 to `config.schedule`; an epoch is one step, or more when time is short."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: Planned) -> None:
         self._config = config
 
     def lr(self, position: float) -> float:
@@ -36,7 +66,7 @@ class Schedule:
         is_small = position < self._config.small_until * self._config.schedule and small < size
         return small if is_small else size
 
-    def advance(self, position: float, history: Sequence[EpochRecord], seconds: float) -> float:
+    def advance(self, position: float, history: Sequence[Sized], seconds: float) -> float:
         """How far the next epoch goes: 1, or more when the time budget asks for it.
 
         Args:

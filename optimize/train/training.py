@@ -24,7 +24,7 @@ from optimize.train.run import Run
 from optimize.train_config import TrainConfig
 from optimize.trainset import fitted_pictures, raw_pictures, train_and_val
 
-__all__ = ["join", "train"]
+__all__ = ["check_writable", "join", "torch_threads", "train"]
 
 PARITY_PICTURES = 16
 
@@ -61,11 +61,11 @@ def train(
         raise OptimizeError(f"out: {out} is a folder, expected a file", hint=f"--out {out / 'model.onnx'}")
     folder = workdir or out.with_name(f"{out.name}.train")
     for place in (out.parent, folder):
-        _check_writable(place)
+        check_writable(place)
     plan = _Plan(config, dataset, folder)
     if is_fresh:
         plan.checkpoint.forget()
-    with _threads(config.threads), open_processes(config.device) as processes:
+    with torch_threads(config.threads), open_processes(config.device) as processes:
         run, resumed_at = plan.run(processes, progress or (lambda _: None))
     sha256, parity = _export(run, out, plan.folder / "unproven.onnx")
     return TrainResult(
@@ -104,7 +104,7 @@ def join(config: TrainConfig, dataset: Dataset, out: Path, *, workdir: Path | No
         The same as `train`.
     """
     plan = _Plan(config, dataset, workdir or out.with_name(f"{out.name}.train"))
-    with _threads(config.threads), open_processes(config.device) as processes:
+    with torch_threads(config.threads), open_processes(config.device) as processes:
         plan.run(processes, lambda _: None)
 
 
@@ -146,7 +146,7 @@ class _Plan:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """Let torch use so many threads; 0 leaves what it chose, one per core unless OMP_NUM_THREADS says otherwise."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
@@ -173,7 +173,7 @@ def _attention(run: Run) -> bytes | None:
     return draw_attention(run.best_network(), run.val, run.classes, channels=run.channels)
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Before hours go into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

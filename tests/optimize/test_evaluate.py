@@ -48,6 +48,7 @@ def outcome(label: str, predicted: str | None, decision: Decision, ms: float = 2
         decision=decision,
         reason="because",
         ms=None if predicted is None else ms,
+        severity="ok" if label == "good" else "major",
     )
 
 

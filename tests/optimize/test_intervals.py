@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from optimize.intervals import group_interval, mean_recall, mean_recall_reach, ratio, recall_counts
+from optimize.intervals import group_interval, mean_recall, mean_recall_reach, ratio, recall_counts, weighted_interval
 
 
 def rate(is_right: Sequence[int] | NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -95,3 +95,31 @@ def test_a_perfect_mean_recall_is_as_uncertain_as_its_rarest_class() -> None:
 
     assert found is not None
     assert found.low == pytest.approx((0.025 ** (1 / 1000) + 0.025**0.5) / 2)
+
+
+def test_weighing_images_gives_the_same_interval_as_summing_them() -> None:
+    """A figure that is no function of sums is drawn by the same groups; a share can be computed both ways."""
+    rng = np.random.default_rng(4)
+    groups = [f"part {i}" for i in rng.integers(0, 12, 60)]
+    hits = (rng.random(60) < 0.7).astype(np.float64)
+
+    summed = group_interval(groups, np.column_stack([hits, np.ones(60)]), ratio)
+    weighed = weighted_interval(groups, lambda weights: weights @ hits / weights.sum(axis=1))
+
+    assert summed is not None
+    assert weighed is not None
+    assert weighed.ends() == summed.ends()
+    assert weighed.groups == 12
+
+
+def test_a_weighed_figure_that_is_no_number_has_no_interval() -> None:
+    """Nothing outlined: an interval would claim that something is known."""
+    assert weighted_interval(["a", "b"], lambda weights: np.full(len(weights), np.nan)) is None
+
+
+def test_a_weighed_figure_that_never_varies_keeps_its_doubt() -> None:
+    """Forty of forty found is not certainty; the end is that of so many groups."""
+    found = weighted_interval([str(i) for i in range(40)], lambda weights: np.ones(len(weights)))
+
+    assert found is not None
+    assert found.ends() == (round(0.025 ** (1 / 40), 4), 1.0)
