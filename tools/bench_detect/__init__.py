@@ -1,0 +1,1 @@
+"""Detection: YOLO and SSD on the same parts."""
