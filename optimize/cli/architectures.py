@@ -172,7 +172,7 @@ def _lines(latencies: Mapping[str, float], note: str) -> Iterator[str]:
     yield ""
     yield "float: milliseconds per picture on this machine, ONNX Runtime, one thread. INT8: size of the file for CPUs."
     if note:
-        yield f"note: {note}"
+        yield from textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ")
 
 
 def _weights(card: Architecture) -> str:
