@@ -27,7 +27,7 @@ QUICK = DetectConfig(arch="yolo-mobilenetv2", size_px=96, threads=1, batch=4, ep
 def test_a_detector_learns_squares_from_bars(tmp_path: Path, arch: str) -> None:
     """From scratch, in seconds: where the defects are, and which."""
     dataset = read_boxes(write_box_set(tmp_path / "set", n=32))
-    config = dataclasses.replace(QUICK, arch=arch, size_px=64, epochs=20, lr=3e-3, average=0.9)
+    config = dataclasses.replace(QUICK, arch=arch, epochs=24, lr=3e-3, average=0.9)
     result = train_detector(config, dataset, tmp_path / "m.onnx")
     assert result.val.map50 > 0.5
     assert result.empty == 3
