@@ -38,7 +38,7 @@ def write_box_set(folder: Path, *, n: int = 24, side_px: int = 96, good: int = 4
             image[y : y + height, x : x + width] = 30 if label == "pit" else 230
             boxes.append((name, label, x, y, x + width, y + height))
         cv2.imwrite(str(folder / name), image)
-        splits.append((name, label, "val" if i % 4 == 3 else "train", f"g{i}"))
+        splits.append((name, label, "val" if i % 8 in {3, 6} else "train", f"g{i}"))
     _write(folder / "boxes.csv", ("file", "class", "xmin", "ymin", "xmax", "ymax"), boxes)
     _write(folder / "splits.csv", ("file", "class", "split", "group"), splits)
     return folder
