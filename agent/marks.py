@@ -49,7 +49,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def marked_picture(image: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8] | None:
-    """A copy of a flagged part's frame with its findings and zones drawn; None when there is no box to draw.
+    """A flagged part's frame with its findings and zones drawn, a copy; None without a box, or when that fails.
 
     Args:
         image: (H, W, 3) uint8 BGR; not changed.
@@ -58,7 +58,11 @@ def marked_picture(image: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uin
     if all(finding.box_px is None for finding in _shown(verdict)):
         return None
     picture = np.array(image, order="C")
-    draw_marks(picture, verdict)
+    try:
+        draw_marks(picture, verdict)
+    except (cv2.error, ValueError, OverflowError):
+        # Marks are for people; the part's verdict and its picture must not be lost over them.
+        return None
     return picture
 
 

@@ -116,7 +116,7 @@ def _add_regularization(add: Callable[..., object]) -> None:
     add("--mixup", type=float, metavar="X", help="blend half of the batches (0.2, and 0 with masks; 0 blends none)")
     add("--weight-decay", type=float, metavar="X", help="on convolutions and the linear layer (0.0005; 0.05 to detect)")
     add("--label-smoothing", type=float, default=0.1, metavar="X", help="share of a target spread over all classes")
-    add("--clip-grad", type=float, default=0.0, metavar="X", help="longest gradient of a step (0: any)")
+    add("--clip-grad", type=float, metavar="X", help="longest gradient of a step (0: any; 10 to detect)")
     add("--ema", type=float, metavar="X", help="what the running average of the weights keeps (0.99; 0.998 to detect)")
 
 
@@ -194,7 +194,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
         masks=args.masks,
         mask_weight=args.mask_weight,
         window_px=args.window,
-        clip=args.clip_grad,
+        clip=args.clip_grad or 0.0,
         weights=args.weights if args.weights in {None, "imagenet"} else Path(args.weights),
         freeze_until=args.freeze_until,
         unfreeze_every=args.unfreeze_every,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -72,6 +73,8 @@ def refuse_foreign(args: argparse.Namespace, flags: Mapping[str, Any], why: str,
 def run_detector(args: argparse.Namespace) -> int:
     """Train, export, and say what came out."""
     refuse_foreign(args, CLASSIFIER_FLAGS, "is for a classifier", "leave it out, or leave out --task detect")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptimizeError("train: a detector trains in one process", hint="leave torchrun out; one GPU is used")
     config = _config(args)
     from optimize.box_readers import read_boxes
 
@@ -114,7 +117,7 @@ def _config(args: argparse.Namespace) -> DetectConfig:
         "weight_decay": args.weight_decay,
         "average": args.ema,
         "class_weights": args.class_weights,
-        "clip": args.clip_grad or None,
+        "clip": args.clip_grad,
         "small_until": args.small_until,
     }
     return DetectConfig(

@@ -209,3 +209,15 @@ def test_zones_are_shown_on_good_parts_too(bundle: Bundle) -> None:
     drawn = draw_overlay(verdict, side_px=WIDTH)
 
     assert (drawn.reshape(-1, 3) == (233, 180, 86)).all(axis=1).any()
+
+
+def test_a_picture_that_cannot_be_drawn_on_is_published_without_marks(bundle: Bundle, tmp_path: Path) -> None:
+    """Drawing is for people: when OpenCV fails at it, the verdict still gets its number and its picture."""
+    verdict = judged(bundle, scratched())
+    assert marked_picture(np.zeros((40, 40, 5), np.uint8), verdict) is None
+    endless = dataclasses.replace(verdict.findings[0], box_px=(float("nan"), 0.0, 5.0, 5.0))
+    broken = dataclasses.replace(verdict, findings=(endless,))
+    with open_journal(tmp_path) as journal:
+        message, images = published(journal, broken)
+    assert message["decision"] == verdict.decision.value
+    assert len(images) == 1

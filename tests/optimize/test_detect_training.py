@@ -116,6 +116,16 @@ def test_a_classifier_refuses_a_detectors_flag(tmp_path: Path, capsys: pytest.Ca
     assert "tile: is for a detector" in capsys.readouterr().err
 
 
+def test_two_processes_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would train the whole and write the same file."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    folder = write_box_set(tmp_path / "set", n=8)
+    assert main(["train", "--task", "detect", "--data", str(folder), "--out", str(tmp_path / "m.onnx")]) == 2
+    assert "a detector trains in one process" in capsys.readouterr().err
+
+
 def test_a_class_without_a_box_in_train_is_refused(tmp_path: Path) -> None:
     """It could never be found, and nobody would know before the line runs."""
     folder = write_box_set(tmp_path / "set", n=8)
