@@ -187,7 +187,7 @@ class Policy:
     def judge(self, inspection: Inspection) -> Verdict:
         """Decide. Never raises; never ok without a sound score."""
         decided = Stamp.now()
-        fault = _fault(inspection)
+        fault = _fault(inspection) or _zone_fault(inspection, self.zones)
         if fault is not None:
             return Verdict(decision=Decision.ERROR, reason=fault, inspection=inspection, decided=decided)
         judge = self._judge_findings if inspection.task == "detect" else self._judge_score
@@ -285,6 +285,20 @@ def _fault(inspection: Inspection) -> str | None:
         return f"decode: the defect score is {inspection.defect_score}, not a number from 0 to 1"
     if inspection.task == "detect":
         return next((fault for f in inspection.findings if (fault := _finding_fault(f)) is not None), None)
+    return None
+
+
+def _zone_fault(inspection: Inspection, zones: Sequence[Zone]) -> str | None:
+    """Which zone was drawn for larger pictures: its limits would hold somewhere else, or nowhere."""
+    assert inspection.frame is not None
+    height, width = inspection.frame.image.shape[:2]
+    for zone in zones:
+        right, bottom = (max(point[axis] for point in zone.points) for axis in (0, 1))
+        if right > width or bottom > height:
+            return (
+                f"policy.zones: {zone.name} reaches to {right:g}, {bottom:g}, but the picture has {width} x {height} "
+                "px: give the zone in pixels of this camera's pictures"
+            )
     return None
 
 

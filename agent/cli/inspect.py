@@ -18,6 +18,7 @@ EPILOG = """examples:
   defect-agent inspect part.jpg --bundle neu-1.0.0.defect
   defect-agent inspect part.jpg --bundle neu-1.0.0.defect --overlay seen.png
   defect-agent inspect parts/*.jpg --bundle neu-1.0.0.defect --overlay seen/ --json
+  defect-agent inspect part.jpg --bundle neu-1.0.0.defect --config agent.yaml
 """
 
 
@@ -25,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files")
     parser.add_argument("--bundle", type=Path, required=True, metavar="B", help="the .defect file")
+    parser.add_argument(
+        "--config", type=Path, metavar="C", help="agent.yaml: judge by its policy (limits, zones, pixel_mm)"
+    )
     parser.add_argument("--overlay", type=Path, metavar="OUT", help="OUT.png, or a folder when there are several")
     parser.add_argument("--graph", choices=("auto", "cpu", "fp32"), default="auto", help="which graph of the bundle")
     parser.add_argument(
@@ -37,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Judge each picture; exit 1 when one of them could not be judged."""
     from agent.bundle import open_bundle
     from agent.cameras.decode import read_image
-    from agent.config import EngineConfig, PolicyConfig
+    from agent.config import EngineConfig, PolicyConfig, read_config
     from agent.engines import open_engine
     from agent.frame import Fault, Frame, Part, Stamp
     from agent.inspection import Inspector
@@ -45,8 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
     _check_overlay(args)
     bundle = open_bundle(args.bundle)
+    rules = PolicyConfig() if args.config is None else read_config(args.config).policy
+    policy = policy_from_config(rules, bundle.manifest)
     engine = open_engine(bundle, EngineConfig(threads=args.threads, graph=args.graph))
-    inspector, policy = Inspector(bundle, engine), policy_from_config(PolicyConfig(), bundle.manifest)
+    inspector = Inspector(bundle, engine, pixel_mm=rules.pixel_mm)
 
     def judge(path: Path, sequence: int) -> Verdict:
         part = Part(id=str(path), trigger="inspect", sequence=sequence, triggered=Stamp.now())

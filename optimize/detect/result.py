@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from optimize.detect.config import DetectConfig
 from optimize.export import Parity
 from optimize.pretrained import WeightsOrigin
+from optimize.train.learner import StepProgress
 
 __all__ = ["BoxValidation", "DetectProgress", "DetectRecord", "DetectResult"]
 
@@ -55,21 +57,8 @@ class DetectRecord:
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DetectProgress:
-    """Where a run is; given to the caller after each step.
-
-    Attributes:
-        done: share of the schedule, 0 to 1.
-        epoch: the running epoch, from 1.
-        loss: of the last step.
-        record: the finished epoch, at its end only.
-    """
-
-    done: float
-    epoch: int
-    loss: float
-    record: DetectRecord | None = None
+DetectProgress: TypeAlias = StepProgress[DetectRecord]
+"""Where a run is; given to the caller after each step."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

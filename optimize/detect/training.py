@@ -86,14 +86,14 @@ def train_detector(
         counts=tuple(run.counts.tolist()),
         empty=sum(not len(truth.boxes) for truth in pictures["train"].truths),
         history=tuple(run.history),
-        best_epoch=run.best_epoch,
+        best_epoch=run.learner.best_epoch,
         val=run.best,
         parity=parity,
         stopped=str(run.stopped),
         data_sha256=digest,
         files={name: tuple(sample.file for sample in part) for name, part in parts.items()},
         notices=notices + run.notices,
-        seconds=run.seconds,
+        seconds=run.learner.seconds,
         cpu_seconds=run.cpu_seconds,
         resumed_at=resumed_at,
         origin=pretrained.origin if pretrained else None,
@@ -115,7 +115,7 @@ def _go_on(run: Run, checkpoint: Checkpoint, progress: Callable[[DetectProgress]
 
 def _export(run: Run, out: Path, unproven: Path) -> tuple[str, Parity]:
     """Write the best network; the file appears under its name only when ONNX Runtime has agreed with torch."""
-    network, config = run.best_network(), run.config
+    network, config = run.learner.best(), run.config
     detection = dataclasses.replace(network.spec(config.size, config.size), tiling=_tiling(config))
     sha256 = export_detector(network, unproven, config.spec, detection, run.classes, arch=config.arch)
     images = [fit(np.ascontiguousarray(i[:, :, ::-1]), config.spec) for i in run.val.images[:PARITY_PICTURES]]

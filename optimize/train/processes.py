@@ -22,7 +22,7 @@ from torch import distributed, nn
 
 from optimize.errors import OptimizeError
 
-__all__ = ["Processes", "open_processes"]
+__all__ = ["Processes", "device_of", "open_processes"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ def open_processes(device: str) -> Iterator[Processes]:
         OptimizeError: there is no such device here, or the others can't be reached.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    chosen = _device(device)
+    chosen = device_of(device)
     if count == 1:
         yield Processes(rank=0, count=1, device=chosen)
         return
@@ -97,7 +97,12 @@ def open_processes(device: str) -> Iterator[Processes]:
         distributed.destroy_process_group()
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means here.
+
+    Raises:
+        OptimizeError: there is no such device here.
+    """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from optimize.export import Parity
 from optimize.pretrained import WeightsOrigin
+from optimize.train.learner import StepProgress
 from optimize.train_config import TrainConfig
 from optimize.validation import Validation
 
@@ -41,21 +43,8 @@ class EpochRecord:
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """Where a run is; given to the caller after each step.
-
-    Attributes:
-        done: share of the schedule, 0 to 1.
-        epoch: the running epoch, from 1.
-        loss: of the last step.
-        record: the finished epoch, at its end only.
-    """
-
-    done: float
-    epoch: int
-    loss: float
-    record: EpochRecord | None = None
+Progress: TypeAlias = StepProgress[EpochRecord]
+"""Where a run is; given to the caller after each step."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ transferable are features in deep neural networks?", NeurIPS 2014).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -16,7 +17,38 @@ from optimize.errors import OptimizeError
 from optimize.networks.classifier import Classifier
 from optimize.train_config import TrainConfig
 
-__all__ = ["StagePlan", "freeze", "optimizer_of"]
+__all__ = ["StagePlan", "Staged", "decayed", "first_awake", "freeze", "optimizer_of"]
+
+
+class Staged(Protocol):
+    """A network made of stages: a classifier, or a detector."""
+
+    features: nn.Sequential
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Their names, from the picture to the head."""
+
+    def train(self, mode: bool = True) -> object:
+        """Put it into training."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All that it is made of."""
+
+
+def first_awake(network: Staged, freeze_until: str | None, arch: str) -> int:
+    """The position of the first stage that learns from the beginning.
+
+    Raises:
+        OptimizeError: there is no stage of that name.
+    """
+    if freeze_until is None:
+        return 0
+    if freeze_until not in network.stages:
+        raise OptimizeError(
+            f"freeze-until: {arch} has no stage {freeze_until!r}", hint=f"its stages are {', '.join(network.stages)}"
+        )
+    return network.stages.index(freeze_until) + 1
 
 
 class StagePlan:
@@ -32,14 +64,7 @@ class StagePlan:
 
     def __init__(self, network: Classifier, config: TrainConfig) -> None:
         self._every = config.unfreeze_every
-        self._frozen_at_first = 0
-        if config.freeze_until is not None:
-            if config.freeze_until not in network.stages:
-                raise OptimizeError(
-                    f"freeze-until: {config.arch} has no stage {config.freeze_until!r}",
-                    hint=f"its stages are {', '.join(network.stages)}",
-                )
-            self._frozen_at_first = network.stages.index(config.freeze_until) + 1
+        self._frozen_at_first = first_awake(network, config.freeze_until, config.arch)
 
     def frozen(self, epoch: int) -> int:
         """How many stages stand still in an epoch (from 1); the deepest wake first (Howard and Ruder, ACL 2018)."""
@@ -47,7 +72,7 @@ class StagePlan:
         return max(0, self._frozen_at_first - woken)
 
 
-def freeze(network: Classifier, count: int, *, with_norms: bool = False) -> None:
+def freeze(network: Staged, count: int, *, with_norms: bool = False) -> None:
     """Put a network into training, all but its first stages.
 
     A frozen stage keeps its weights, and its batch norms keep the statistics that the weights were trained with: those
@@ -76,17 +101,21 @@ def optimizer_of(network: Classifier, config: TrainConfig) -> torch.optim.Optimi
     Each group carries its `factor`: the head learns at the full rate, the last stage at `features_lr` times that, and
     each stage before it at `stage_lr` times the rate of the one behind it.
     """
-    groups = []
+    groups: list[dict[str, Any]] = []
     for factor, part in _parts(network, config):
-        parameters = list(part.parameters())
-        weights = [parameter for parameter in parameters if parameter.ndim > 1]
-        others = [parameter for parameter in parameters if parameter.ndim <= 1]
-        for members, decay in ((weights, config.weight_decay), (others, 0.0)):
-            if members:
-                groups.append({"params": members, "weight_decay": decay, "factor": factor})
+        groups += decayed(list(part.parameters()), factor, config.weight_decay)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.peak_lr)
     return torch.optim.SGD(groups, lr=config.peak_lr, momentum=0.9, nesterov=True)
+
+
+def decayed(parameters: Sequence[nn.Parameter], factor: float, decay: float) -> Iterator[dict[str, Any]]:
+    """An optimizer's groups: weights that decay, and norms and biases, which do not; none that is empty."""
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    others = [parameter for parameter in parameters if parameter.ndim <= 1]
+    for members, share in ((weights, decay), (others, 0.0)):
+        if members:
+            yield {"params": members, "weight_decay": share, "factor": factor}
 
 
 def _parts(network: Classifier, config: TrainConfig) -> Iterator[tuple[float, nn.Module]]:

@@ -77,14 +77,14 @@ def train(
         parameters=sum(parameter.numel() for parameter in run.network.parameters()),
         counts=tuple(run.counts.tolist()),
         history=tuple(run.history),
-        best_epoch=run.best_epoch,
+        best_epoch=run.learner.best_epoch,
         val=run.best,
         parity=parity,
         stopped=str(run.stopped),
         data_sha256=plan.digest,
         files={name: tuple(sample.file for sample in part) for name, part in plan.parts.items()},
         notices=plan.notices + run.notices,
-        seconds=run.seconds,
+        seconds=run.learner.seconds,
         resumed_at=resumed_at,
         origin=plan.pretrained.origin if plan.pretrained else None,
         attention=_attention(run),
@@ -158,7 +158,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 def _export(run: Run, out: Path, unproven: Path) -> tuple[str, Parity]:
     """Write the best network; the file appears under its name only when ONNX Runtime has agreed with torch."""
-    network = run.best_network()
+    network = run.learner.best()
     sha256 = export_onnx(network, unproven, run.config.spec, run.classes, arch=run.config.arch)
     parity = check_parity(network, unproven, run.val.images[:PARITY_PICTURES])
     write_atomically(out, unproven.read_bytes())
@@ -170,7 +170,7 @@ def _attention(run: Run) -> bytes | None:
     """A picture of where the best network looked on `val`, when it has spatial attention."""
     if run.config.attention != "cbam":
         return None
-    return draw_attention(run.best_network(), run.val, run.classes, channels=run.channels)
+    return draw_attention(run.learner.best(), run.val, run.classes, channels=run.channels)
 
 
 def check_writable(folder: Path) -> None:

@@ -117,6 +117,24 @@ def test_inspect_tells_what_a_detector_found(tmp_path: Path, capsys: pytest.Capt
     assert lines[1].endswith("scratch 1.00: reaches the limit 0.50")
 
 
+def test_inspect_judges_by_a_stations_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its zones: what an ignored one holds is no defect, and one that does not fit the picture is an error."""
+    import cv2
+
+    bundle = make_detector(tmp_path)
+    image = plain_image((0, 0, 0), width=128, height=128)
+    image[32:64, 64:96] = (0, 0, 255)
+    (tmp_path / "bad.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    make_parts(tmp_path / "station" / "parts", 1)
+
+    for width, code, said in ((80, 0, "ok"), (200, 1, "error")):
+        policy = {"zones": [{"name": "label", "box": [40, 10, width, 80], "ignore": True}]}
+        station = make_station(tmp_path / "station", port=None, policy=policy)
+        words = ["inspect", str(tmp_path / "bad.png"), "--bundle", str(bundle.path), "--config", str(station)]
+        assert main(words) == code
+        assert capsys.readouterr().out.startswith(f"{said} ")
+
+
 def test_bundle_show_tells_how_boxes_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In a line for people; the JSON has every key."""
     spec = dataclasses.replace(SPEC, pixel_mm=0.05, tiling=Tiling(tile_px=640))

@@ -19,7 +19,7 @@ from agent.verdict import Decision, Policy, Verdict, policy_from_config
 from tests.kit.bundles import kit_manifest
 from tests.kit.frames import WHITE, frame_of, plain_image
 
-FRAME = frame_of(plain_image(WHITE))
+FRAME = frame_of(plain_image(WHITE, width=640, height=480))
 CLASSES = (
     ClassSpec(name="scratch", severity="major", min_size_mm=2.0),
     ClassSpec(name="crack", severity="critical"),
@@ -106,6 +106,18 @@ def test_an_inspection_without_a_score_is_an_error() -> None:
 def test_a_classifier_without_findings_is_still_an_error() -> None:
     """Only a detector may find nothing."""
     assert policy().judge(inspection(task="classify")).decision is Decision.ERROR
+
+
+def test_a_zone_that_was_drawn_for_a_larger_picture_is_an_error() -> None:
+    """Its limits would hold somewhere else, or nowhere: after a camera was changed, say."""
+    seal = ZoneConfig(name="seal", polygon=((500, 10), (641, 10), (500, 200)), defect_above=0.9)
+
+    verdict = judged(zones=(seal,))
+
+    assert verdict.decision is Decision.ERROR
+    assert "seal reaches to 641, 200, but the picture has 640 x 480 px" in verdict.reason
+    edge = ZoneConfig(name="seal", box=(0, 0, 640, 480))
+    assert judged(zones=(edge,)).decision is Decision.OK
 
 
 def refusal(*zones: ZoneConfig, of: Manifest | None = None, **keys: Any) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +11,7 @@ from optimize.detect.card import report_from_detector
 from optimize.detect.config import BOX_AUGMENTATION, DetectConfig
 from optimize.detect.training import train_detector
 from optimize.export import write_atomically
+from tools.bench_frame import say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,8 +94,3 @@ def trained(name: str, dataset: Dataset, weights: Path, work: Path, *, threads: 
         cpu_minutes=result.cpu_seconds / 60,
         val_map50=result.val.map50,
     )
-
-
-def say(text: str) -> None:
-    """A line on standard error."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
