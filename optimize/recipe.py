@@ -151,6 +151,8 @@ class DetectorRecipe:
         nms_iou: a box that overlaps a better one of its class by more is the same defect, 0 to 1; None takes the
             model's own, or 0.5.
         max_findings: at most so many on a picture; None takes the model's own, or 100.
+        vote_iou: each box becomes the mean of those that overlap it by so much, 0.3 to 1; None takes the model's own,
+            or leaves it.
         pixel_mm: one pixel of the camera's picture in millimetres; None when nobody measured it.
         tile_px: side of the tiles that a large picture is looked at in, in its own pixels; None looks at the whole.
         tile_overlap: share of a tile's side that it has in common with its neighbour, 0 to 0.5.
@@ -163,6 +165,7 @@ class DetectorRecipe:
     score_above: float | None = _key(None, low=0, high=0.99)
     nms_iou: float | None = _key(None, low=0, high=1)
     max_findings: int | None = _key(None, low=1, high=1000)
+    vote_iou: float | None = _key(None, low=0.3, high=1)
     pixel_mm: float | None = _key(None, low=1e-6, high=1000)
     tile_px: int | None = _key(None, low=32, high=16_384)
     tile_overlap: float = _key(0.2, low=0, high=0.5)
@@ -360,6 +363,7 @@ detector:                # for detectors only
   score_above: null      # what scores lower is no finding, 0 to 0.99; empty takes the model's own, or 0.05
   nms_iou: null          # a box that overlaps a better one by more is the same defect; empty: the model's own, or 0.5
   max_findings: null     # at most so many on a picture; empty takes the model's own, or 100
+  vote_iou: null         # 0.3 to 1; a box becomes the mean of those that overlap it by so much; empty: the model's own
   pixel_mm: null         # one pixel of the camera's picture in millimetres, for sizes and classes[].min_size_mm
   tile_px: null          # side of the tiles that a large picture is looked at in, in its own pixels; empty: the whole
   tile_overlap: 0.2      # share of a tile's side that neighbours have in common, 0 to 0.5

@@ -2,7 +2,7 @@
 
 ```text
 scores (1, N, C) ─ at or above the limit? ─ best 1,000 ─┐
-boxes  (1, N, 4) ──────── only theirs ─────── decoded ──┴─ suppressed per class ─ best max_findings
+boxes  (1, N, 4) ──────── only theirs ─────── decoded ──┴─ suppressed per class ─ best max_findings ─ voted
 ```
 
 Pure numpy, in float64 between float32 outputs, and the same code on the workstation and on the device. A number that is
@@ -23,7 +23,7 @@ from agent.errors import EngineError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_CANDIDATES", "BoxDecoder", "Detections", "box_iou", "suppress"]
+__all__ = ["MAX_CANDIDATES", "BoxDecoder", "Detections", "box_iou", "suppress", "vote"]
 
 Floats: TypeAlias = "NDArray[np.float32]"
 Indices: TypeAlias = "NDArray[np.int64]"
@@ -92,7 +92,10 @@ class BoxDecoder:
         index, classes = np.divmod(at, self._n_classes)
         found = self._decode(boxes[index].astype(np.float64), index)
         kept = suppress(found, values, classes, self.spec.nms_iou, limit=self.spec.max_findings)
-        return Detections(boxes=found[kept], scores=values[kept], classes=classes[kept])
+        if self.spec.vote_iou is None:
+            return Detections(boxes=found[kept], scores=values[kept], classes=classes[kept])
+        voted = vote(found, values, classes, kept, self.spec.vote_iou)
+        return Detections(boxes=voted, scores=values[kept], classes=classes[kept])
 
     def _checked(self, boxes: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Both without their batch of one."""
@@ -190,6 +193,30 @@ def suppress(
         stays[:_BLOCK] = False
         columns, order = columns[:, stays], order[stays]
     return np.array(kept[:limit], dtype=np.int64)
+
+
+def vote(boxes: Floats, scores: Floats, classes: Indices, kept: Indices, iou: float) -> Floats:
+    """What all boxes around a defect say of where it is, not the best one alone.
+
+    Gidaris and Komodakis, "Object detection via a multi-region and semantic segmentation-aware CNN model", ICCV 2015,
+    section 5 (box voting); weighted by the overlap too, so that a box counts less the less it is the same.
+
+    Args:
+        boxes: (n, 4) x0, y0, x1, y1 of all candidates.
+        scores: (n,).
+        classes: (n,) whole numbers.
+        kept: (k,) indices of those that suppression kept.
+        iou: a candidate of the same class votes when it overlaps the kept box by at least so much.
+
+    Returns:
+        (k, 4) float32. A box without an area stays as it is.
+    """
+    weights = box_iou(boxes[kept], boxes)
+    weights[(weights < iou) | (classes[kept][:, None] != classes)] = 0
+    weights *= scores
+    total = weights.sum(axis=1, keepdims=True)
+    voted = np.divide(weights @ boxes.astype(np.float64), total, out=boxes[kept].astype(np.float64), where=total > 0)
+    return voted.astype(np.float32)
 
 
 def _different(left: NDArray[np.float64], right: NDArray[np.float64], iou: float) -> NDArray[np.bool_]:

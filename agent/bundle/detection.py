@@ -114,6 +114,8 @@ class DetectionSpec:
         score_above: what scores lower is no finding.
         nms_iou: a box that overlaps a better one of its class by more is the same defect.
         max_findings: the best that are kept.
+        vote_iou: a kept box becomes the mean of those of its class that overlap it by so much, see `boxes.vote`; None
+            leaves it.
         pixel_mm: one pixel of the frame in millimetres; None when nobody measured it.
         tiling: how large pictures are looked at; None looks at the whole.
     """
@@ -126,6 +128,7 @@ class DetectionSpec:
     score_above: float = 0.05
     nms_iou: float = 0.5
     max_findings: int = 100
+    vote_iou: float | None = None
     pixel_mm: float | None = None
     tiling: Tiling | None = None
 
@@ -136,6 +139,8 @@ class DetectionSpec:
             _within(key, getattr(self, key), low, high)
         if self.pixel_mm is not None:
             _within("pixel_mm", self.pixel_mm, 1e-6, 1e3)
+        if self.vote_iou is not None:
+            _within("vote_iou", self.vote_iou, 0.3, 1.0)
         self._check_priors()
 
     def _check_priors(self) -> None:
@@ -223,10 +228,11 @@ _SPEC = {
     "score_above": _FLOAT,
     "nms_iou": _FLOAT,
     "max_findings": _WHOLE,
+    "vote_iou": _FLOAT,
     "pixel_mm": _FLOAT,
     "tiling": _OBJECT,
 }
-_MAY_BE_NULL = frozenset({"pixel_mm", "tiling"})
+_MAY_BE_NULL = frozenset({"pixel_mm", "tiling", "vote_iou"})
 
 
 def _checked(prefix: str, raw: Any, kinds: Mapping[str, str], *, required: set[str]) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
 def _boxes(spec: DetectionSpec) -> str:
     """How a detector's outputs are read, in a line."""
     parts = [f"{spec.boxes}, scores as {spec.scores}, from {spec.score_above:g} up"]
+    if spec.vote_iou is not None:
+        parts.append(f"each the mean of those that overlap it by {spec.vote_iou:g}")
     if spec.pixel_mm is not None:
         parts.append(f"{spec.pixel_mm:g} mm per pixel")
     if spec.tiling is not None:

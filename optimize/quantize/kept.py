@@ -20,6 +20,9 @@ Floats: TypeAlias = NDArray[np.float32]
 SLACK = 0.8
 """A detection may be matched down to this share of the threshold: a score that wavers about it is not a lost defect."""
 
+SAME = 1 - 1e-6
+"""Overlap of a box with itself: where boxes are voted on, sums of another order differ in their last bits."""
+
 CORNERS = DetectionSpec(boxes="corners")
 
 EMPTY = Detections(boxes=np.empty((0, 4), np.float32), scores=np.empty(0, np.float32), classes=np.empty(0, np.int64))
@@ -180,7 +183,7 @@ def _compared(
     lost = sorted(set(range(len(floats))) - {row for row, _ in matched})
     # An IoU of 1 suppresses nothing: every box of a sufficient score, less those that are an answer already.
     given, used = read(theirs, low, 1.0), _only(answers, [column for _, column in matched])
-    taken = ((box_iou(given.boxes, used.boxes) == 1) & (given.classes[:, None] == used.classes)).any(axis=1)
+    taken = ((box_iou(given.boxes, used.boxes) > SAME) & (given.classes[:, None] == used.classes)).any(axis=1)
     swapped = _matches(_only(floats, lost), _only(given, np.flatnonzero(~taken).tolist()), iou)
     known = _matches(ints, read(ours, low, 1.0), iou)
     return len(floats), len(matched), len(swapped), len(ints) - len(known)

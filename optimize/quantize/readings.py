@@ -147,7 +147,7 @@ def with_limits(path: Path, spec: DetectionSpec, how: DetectorRecipe) -> Detecti
     """
     given: dict[str, Any] = {
         key: value
-        for key in ("score_above", "nms_iou", "max_findings", "pixel_mm")
+        for key in ("score_above", "nms_iou", "max_findings", "vote_iou", "pixel_mm")
         if (value := getattr(how, key)) is not None
     }
     try:

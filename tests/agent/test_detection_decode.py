@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.bundle import BoxDecoder, DetectionSpec, PriorLevel
-from agent.bundle.boxes import MAX_CANDIDATES
+from agent.bundle.boxes import MAX_CANDIDATES, box_iou
 from agent.errors import EngineError
 
 if TYPE_CHECKING:
@@ -298,3 +299,37 @@ def test_nothing_found_is_an_empty_answer_of_the_same_form() -> None:
     assert len(found) == 0
     assert (found.boxes.shape, found.scores.shape, found.classes.shape) == ((0, 4), (0,), (0,))
     assert [str(array.dtype) for array in (found.boxes, found.scores, found.classes)] == ["float32", "float32", "int64"]
+
+
+def test_a_voted_box_is_the_weighted_mean_of_those_around_it() -> None:
+    """By score and overlap, of its own class only; scores, classes and order stay (Gidaris and Komodakis, 2015)."""
+    random = np.random.default_rng(8)
+    centres, sizes = random.uniform(40, 60, (60, 2)), random.uniform(20, 60, (60, 2))
+    boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1).astype(np.float32)[None]
+    scores = random.uniform(0.1, 1, (1, 60, 2)).astype(np.float32)
+
+    plain = BoxDecoder(CORNERS, 2)(boxes, scores)
+    voted = BoxDecoder(dataclasses.replace(CORNERS, vote_iou=0.6), 2)(boxes, scores)
+
+    assert len(plain) > 4
+    assert voted.scores.tolist() == plain.scores.tolist()
+    assert voted.classes.tolist() == plain.classes.tolist()
+    for row in range(len(plain)):
+        total, sums = 0.0, np.zeros(4)
+        for at in range(60):
+            overlap = float(box_iou(plain.boxes[row : row + 1], boxes[0, at : at + 1])[0, 0])
+            if overlap >= 0.6:
+                weight = overlap * float(scores[0, at, plain.classes[row]])
+                total, sums = total + weight, sums + weight * boxes[0, at]
+        assert voted.boxes[row] == pytest.approx(sums / total, abs=1e-3)
+    assert np.abs(voted.boxes - plain.boxes).max() > 1
+
+
+def test_a_box_without_an_area_is_voted_on_by_nobody() -> None:
+    """It overlaps not even itself, and must not be lost for that."""
+    boxes = np.array([[[5, 5, 5, 9], [20, 20, 40, 40]]], dtype=np.float32)
+    scores = np.full((1, 2, 1), 0.5, dtype=np.float32)
+
+    found = BoxDecoder(dataclasses.replace(CORNERS, vote_iou=0.6), 1)(boxes, scores)
+
+    assert found.boxes.tolist() == boxes[0].tolist()

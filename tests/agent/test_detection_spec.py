@@ -78,6 +78,8 @@ def spoiled(path: str, value: Any) -> dict[str, Any]:
         ("score_above", 1.0, "score_above: got 1.0, expected 0 to 0.99"),
         ("score_above", math.nan, "score_above: got nan, expected 0 to 0.99"),
         ("nms_iou", math.inf, "nms_iou: got inf, expected 0 to 1"),
+        ("vote_iou", 0.2, "vote_iou: got 0.2, expected 0.3 to 1"),
+        ("vote_iou", math.nan, "vote_iou: got nan, expected 0.3 to 1"),
         ("max_findings", 0, "max_findings: got 0, expected 1 to 1000"),
         ("max_findings", None, "max_findings: got None, expected a whole number"),
         ("pixel_mm", 0, "pixel_mm: got 0.0, expected 1e-06 to 1000"),
@@ -181,6 +183,7 @@ specs = st.builds(
     score_above=st.floats(0, 0.99),
     nms_iou=st.floats(0, 1),
     max_findings=st.integers(1, 1000),
+    vote_iou=st.none() | st.floats(0.3, 1),
     pixel_mm=st.none() | st.floats(1e-6, 1000),
     tiling=st.none() | tilings,
 )
