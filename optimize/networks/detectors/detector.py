@@ -20,7 +20,7 @@ SCALE_XY, SCALE_WH = 0.1, 0.2
 """SSD's variances: what its deltas are multiplied by (the paper's code; torchvision's weights 10 and 5)."""
 
 VOTE_IOU = 0.6
-"""Boxes that overlap by so much say together where a defect ends: worth 0.7 to 1.2 points of mAP50-95 on NEU steel's val
+"""Boxes that overlap by so much say together where a defect ends: worth 0.7 to 1.2 points of mAP50-95 on NEU's val
 (four trainings)."""
 
 COARSEST = 32
