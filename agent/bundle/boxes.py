@@ -215,8 +215,9 @@ def vote(boxes: Floats, scores: Floats, classes: Indices, kept: Indices, iou: fl
     weights[(weights < iou) | (classes[kept][:, None] != classes)] = 0
     weights *= scores
     total = weights.sum(axis=1, keepdims=True)
-    voted = np.divide(weights @ boxes.astype(np.float64), total, out=boxes[kept].astype(np.float64), where=total > 0)
-    return voted.astype(np.float32)
+    means: NDArray[np.float64] = boxes[kept].astype(np.float64)
+    np.divide(weights @ boxes.astype(np.float64), total, out=means, where=total > 0)
+    return means.astype(np.float32)
 
 
 def _different(left: NDArray[np.float64], right: NDArray[np.float64], iou: float) -> NDArray[np.bool_]:

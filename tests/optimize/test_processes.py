@@ -34,7 +34,7 @@ def in_two(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command += ["-m", "optimize", "train", "--out", str(out), "--json", "--ledger", str(out.parent / "ledger.jsonl")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, timeout=240, check=False, cwd=ROOT, env=environment
+        [*command, *arguments], capture_output=True, text=True, timeout=600, check=False, cwd=ROOT, env=environment
     )
 
 
@@ -79,7 +79,7 @@ def test_gradients_are_averaged_over_the_processes(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     found = subprocess.run(
-        [*command, str(script)], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path, env=environment
+        [*command, str(script)], capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path, env=environment
     )
 
     assert found.returncode == 0, found.stderr
