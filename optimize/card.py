@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,12 @@ def _origin(result: TrainResult) -> dict[str, str] | None:
     return None if origin is None else dataclasses.asdict(origin)
 
 
-def write_card(result: TrainResult) -> CardFiles:
+def write_card(result: TrainResult, more: Mapping[str, Any] | None = None) -> CardFiles:
     """Write `MODEL.onnx.json`, `MODEL.onnx.png`, and where there is attention `MODEL.onnx.attention.png`.
+
+    Args:
+        result: what came out.
+        more: what else is known of it, plain values; they stand beside the others, or in their place.
 
     Raises:
         ModelError: a file can't be written.
@@ -105,6 +110,7 @@ def write_card(result: TrainResult) -> CardFiles:
             "python": platform.python_version(),
             **{module.__name__: str(module.__version__) for module in (cv2, np, onnx, onnxruntime, torch)},
         },
+        **(more or {}),
     }
     text = json.dumps(card, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     beside = {suffix: result.onnx.with_name(f"{result.onnx.name}.{suffix}") for suffix in SUFFIXES}

@@ -13,7 +13,7 @@ import torch
 from optimize.errors import OptimizeError
 from optimize.export import write_atomically
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "read_checkpoint"]
 
 FORMAT = 1
 REMEDY = "add --fresh to start anew, or give another --workdir"
@@ -53,17 +53,27 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        try:
-            found = torch.load(self.path, map_location="cpu", weights_only=True)
-            form, run_of, state = found["format"], found["run_of"], found["state"]
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise OptimizeError(f"{self.path}: is damaged, or no checkpoint", hint=REMEDY) from error
-        if form != FORMAT:
-            raise OptimizeError(f"{self.path}: got format {form}, expected {FORMAT}", hint=REMEDY)
-        for key in sorted(self._run_of):
-            if run_of.get(key) != self._run_of[key]:
+        run_of, state = read_checkpoint(self.path)
+        for key in sorted({*self._run_of, *run_of}):
+            if run_of.get(key) != self._run_of.get(key):
                 raise OptimizeError(
-                    f"{self.path}: is of a run with {key} {run_of.get(key)}, this one has {self._run_of[key]}",
+                    f"{self.path}: is of a run with {key} {run_of.get(key)}, this one has {self._run_of.get(key)}",
                     hint=REMEDY,
                 )
-        return dict(state)
+        return state
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """What makes the run of a checkpoint this run, and its state; loading it runs no code.
+
+    Raises:
+        OptimizeError: the file is missing, damaged, or of another format.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        form, run_of, state = found["format"], dict(found["run_of"]), dict(found["state"])
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise OptimizeError(f"{path}: is damaged, or no checkpoint", hint=REMEDY) from error
+    if form != FORMAT:
+        raise OptimizeError(f"{path}: got format {form}, expected {FORMAT}", hint=REMEDY)
+    return run_of, state

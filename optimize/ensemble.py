@@ -29,6 +29,7 @@ from optimize.errors import ModelError
 from optimize.quantize.graph import metadata_of
 from optimize.quantize.interpret import session_of
 from optimize.quantize.onnx_file import load_unchecked, onnx_library
+from optimize.structure import stamp_structure
 
 if TYPE_CHECKING:
     import onnx
@@ -224,6 +225,7 @@ class _Merged:
             ir_version=self._first.ir_version,
         )
         onnx_.helper.set_model_props(model, metadata)
+        stamp_structure(model)
         onnx_.checker.check_model(model, full_check=True)
         return model
 

@@ -33,6 +33,7 @@ from agent.bundle.manifest import InputSpec
 from optimize.errors import ModelError
 from optimize.networks.classifier import Classifier
 from optimize.networks.onnx_graph import OnnxGraph, array_from_tensor
+from optimize.structure import structure_of
 
 __all__ = [
     "IR_VERSION",
@@ -128,6 +129,7 @@ def onnx_from_network(network: Classifier, spec: InputSpec, classes: Sequence[st
         "classes": json.dumps(list(classes), ensure_ascii=False),
         "input": json.dumps(dataclasses.asdict(spec), sort_keys=True),
         "resize": spec.resize,
+        "structure": structure_of(model),
         "task": "classify",
     }
     helper.set_model_props(model, metadata)

@@ -20,7 +20,7 @@ from optimize.quantize import FloatModel, read_model
 from optimize.quantize.model import onnx_library
 from optimize.recipe import RECIPE_FILE, DetectorRecipe, Recipe, bundle_name
 
-__all__ = ["GRAPH_FILES", "Inputs", "draft_manifest", "gather", "known_boxes", "severity_by_name"]
+__all__ = ["GRAPH_FILES", "Inputs", "classes_of", "draft_manifest", "gather", "known_boxes", "severity_by_name"]
 
 OK_NAMES = frozenset({"ok", "good", "nodefect", "normal"})
 """Class names (letters only, lower case) that mean a good part, where the recipe says nothing."""
@@ -71,7 +71,7 @@ def gather(recipe: Recipe, *, progress: Progress | None = None) -> Inputs:
     progress.step(f"reading {path.name}")
     model = read_model(path, recipe.preprocess, classes=len(recipe.classes) or None, detector=recipe.detector)
     _check_packable(model)
-    classes = _classes(recipe, model)
+    classes = classes_of(recipe, model)
     name = _name(recipe, path)
     out = _out(recipe, name)
     val = _read(_given(recipe.val or recipe.data, "val or data", "--data DIR"), model).take("val")
@@ -167,8 +167,12 @@ def _name(recipe: Recipe, model: Path) -> str:
     return allowed
 
 
-def _classes(recipe: Recipe, model: FloatModel) -> tuple[ClassSpec, ...]:
-    """Names from the model, severities from the recipe, or by name."""
+def classes_of(recipe: Recipe, model: FloatModel) -> tuple[ClassSpec, ...]:
+    """Names from the model, severities from the recipe, or by name.
+
+    Raises:
+        RecipeError: nobody says which classes there are, or model and recipe contradict each other.
+    """
     given = {entry.name: entry.severity for entry in recipe.classes}
     if model.classes is None and not given:
         raise RecipeError(

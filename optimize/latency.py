@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from agent.bundle import Bundle
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["median_latency"]
+__all__ = ["median_latency", "median_of"]
 
 WARM_UPS = 5
 MIN_ROUNDS, MAX_ROUNDS, ROUNDS_S = 15, 100, 6.0
@@ -32,20 +32,32 @@ def median_latency(
         tensors: pictures to run on, at least one.
     """
     engines = {name: open_engine(bundle, config) for name, config in configs.items()}
-    taken: dict[str, list[float]] = {name: [] for name in engines}
     try:
-        for engine in engines.values():
-            for _ in range(WARM_UPS):
-                engine.infer(tensors[0])
-        deadline = time.monotonic() + ROUNDS_S
-        for turn in range(MAX_ROUNDS):
-            if turn >= MIN_ROUNDS and time.monotonic() > deadline:
-                break
-            for name, engine in engines.items():
-                start = time.perf_counter_ns()
-                engine.infer(tensors[turn % len(tensors)])
-                taken[name].append((time.perf_counter_ns() - start) / 1e6)
+        return median_of({name: engine.infer for name, engine in engines.items()}, tensors)
     finally:
         for engine in engines.values():
             engine.close()
+
+
+def median_of(
+    calls: Mapping[str, Callable[[NDArray[np.uint8]], object]], tensors: Sequence[NDArray[np.uint8]]
+) -> dict[str, float]:
+    """The median time of each call, in milliseconds, by its name.
+
+    Args:
+        calls: each runs one inference.
+        tensors: pictures to run on, at least one.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(WARM_UPS):
+            call(tensors[0])
+    deadline = time.monotonic() + ROUNDS_S
+    for turn in range(MAX_ROUNDS):
+        if turn >= MIN_ROUNDS and time.monotonic() > deadline:
+            break
+        for name, call in calls.items():
+            start = time.perf_counter_ns()
+            call(tensors[turn % len(tensors)])
+            taken[name].append((time.perf_counter_ns() - start) / 1e6)
     return {name: statistics.median(values) for name, values in taken.items()}

@@ -54,7 +54,7 @@ LEDGER_FILE = "defect-opt.ledger.jsonl"
 VARIABLE = "DEFECT_OPT_LEDGER"
 FORMAT = 1
 PACKAGES = ("numpy", "onnx", "onnxruntime", "torch")
-JUDGING = frozenset({"evaluate", "compare"})
+JUDGING = frozenset({"evaluate", "compare", "ladder"})
 """Commands after which a test split is less of a test."""
 
 
@@ -91,7 +91,7 @@ class Entry:
     """One line, without the time and the versions, which `record` adds.
 
     Attributes:
-        command: what was run: `train`, `train --cv`, `build`, `evaluate`, `compare`.
+        command: what was run: `train`, `train --cv`, `build`, `evaluate`, `compare`, `ladder`.
         data: the images.
         inputs: other files that were read.
         seed: of the run, where it has one.
@@ -211,7 +211,7 @@ def read_ledger(ledger: Path | None = None) -> Ledger:
 
 
 def prior_uses(sha256: str, ledger: Path | None = None) -> PriorUses:
-    """How often images were judged before, by `evaluate` or `compare`.
+    """How often images were judged before, by `evaluate`, `compare` or `ladder`.
 
     Args:
         sha256: of the test split, see `dataset.data_digest`: wherever the folder lies, the same images are meant.

@@ -23,6 +23,7 @@ __all__ = [
     "ClassRecipe",
     "DetectorForm",
     "DetectorRecipe",
+    "LadderRecipe",
     "PolicyRecipe",
     "PreprocessRecipe",
     "QuantizeRecipe",
@@ -174,6 +175,27 @@ class DetectorRecipe:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LadderRecipe:
+    """How small and fast a network may become; see `defect-opt ladder`.
+
+    Attributes:
+        student: the network that the large one is distilled into; empty distils none and prunes the large one.
+        keep_macs: shares of the multiplications that pruned networks keep; empty prunes none.
+        max_drop: largest loss of accuracy (a detector: mAP50) against the large network, in points.
+        max_latency_ms: largest median of one inference, in milliseconds, here or in the device's profile.
+        max_size_mb: largest graph, in millions of bytes.
+        max_escape: largest escape rate, 0 to 1, that its 95 % upper bound may reach.
+    """
+
+    student: str = _key("", pattern=r"[A-Za-z0-9_.+-]*")
+    keep_macs: tuple[float, ...] = _key((0.7, 0.5, 0.35), low=0.01, high=0.99)
+    max_drop: float | None = _key(None, low=0, high=100)
+    max_latency_ms: float | None = _key(None, low=1e-3, high=1e6)
+    max_size_mb: float | None = _key(None, low=1e-3, high=1e6)
+    max_escape: float | None = _key(None, low=0, high=1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What should be done to a model; every key may be left out.
 
@@ -193,6 +215,7 @@ class Recipe:
             percentage points; empty sets no gate.
         targets: whose INT8 graphs are made: `cpu` (always), `trt` (TensorRT, a Jetson).
         quantize: how the INT8 graph is made.
+        ladder: how small and fast a network may become.
         seed: for every choice that chance makes.
         threads: CPU threads of one inference, while measuring.
     """
@@ -211,6 +234,7 @@ class Recipe:
     max_drop_points: float | None = _key(None, low=0, high=100)
     targets: tuple[Literal["cpu", "trt"], ...] = ("cpu", "trt")
     quantize: QuantizeRecipe = QuantizeRecipe()
+    ladder: LadderRecipe = LadderRecipe()
     seed: int = _key(0, low=0, high=2**32 - 1)
     threads: int = _key(1, low=1, high=256)
 
@@ -390,6 +414,14 @@ quantize:
   sampler: auto          # which of a class: kcentre spreads them over what there is to see, even takes any; or auto
   max_float_layers: 12   # at most so many layers are put back to float to hold max_drop_points
   cpu_graph: auto        # auto takes INT8 where it is faster here and good enough, else FP32; int8 or fp32 insists
+
+ladder:                  # for `defect-opt ladder`: it takes the fastest network within all of these limits
+  student: ""            # the network that the large one is distilled into; empty: the large one itself is pruned
+  keep_macs: [0.7, 0.5, 0.35]  # shares of the multiplications that pruned networks keep; [] prunes none
+  max_drop: null         # largest loss of accuracy (mAP50 of a detector) against the large network, in points
+  max_latency_ms: null   # largest median of one inference, here or in the device's profile (--profile)
+  max_size_mb: null      # largest graph, in millions of bytes
+  max_escape: null       # largest escape rate, 0 to 1; its 95 % upper bound must not lie above
 
 seed: 0                  # for every choice that chance makes
 threads: 1               # CPU threads of one inference, while measuring

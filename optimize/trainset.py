@@ -37,12 +37,14 @@ class Pictures:
         targets: (N,) class numbers.
         is_grey: in every image the three channels are the same.
         masks: for each image (H, W) uint8, 255 on the defect, or None where there is no mask; None without masks.
+        is_labelled: (N,) which targets somebody gave; the others are what a teacher takes them for. None: all of them.
     """
 
     images: Sequence[NDArray[np.uint8]]
     targets: NDArray[np.int64]
     is_grey: bool
     masks: Sequence[NDArray[np.uint8] | None] | None = None
+    is_labelled: NDArray[np.bool_] | None = None
 
 
 def train_and_val(dataset: Dataset, seed: int) -> tuple[Mapping[str, Dataset], tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,28 @@ from typing import Any
 import numpy as np
 
 from agent.console import DONE, number, print_json
-from agent.errors import BundleError
+from agent.errors import BundleError, UserError
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
 NAME = "bench"
+PROGRESS_S = 2.0
 HELP = "Time every graph of a bundle on this machine, graph by graph in turn, with the bundle's golden pictures."
 EPILOG = """examples:
   defect-agent bench --bundle neu-1.0.0.defect
   defect-agent bench --bundle neu-1.0.0.defect --seconds 10 --threads 2 --json
+  defect-agent bench --profile pi5.json large.onnx small.onnx neu-1.0.0.defect
+
+--profile times many networks in turn, inference alone, and writes what `defect-opt ladder --profile` reads on the
+workstation, so that a network is chosen by its time on this device and not by its multiplications.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--bundle", type=Path, required=True, metavar="B", help="the .defect file")
+    parser.add_argument("--bundle", type=Path, metavar="B", help="the .defect file")
+    parser.add_argument("--profile", type=Path, metavar="OUT.json", help="time FILEs and write a device profile")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="with --profile: .onnx and .defect files")
     parser.add_argument(
         "--seconds", type=number(float, 0.1, 3600), default=5.0, metavar="S", help="how long to measure (5)"
     )
@@ -48,9 +56,12 @@ class _Row:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Time preprocess + inference + decoding, interleaved over the graphs."""
+    """Time preprocess + inference + decoding, interleaved over the graphs; or make a device profile."""
     from agent.bundle import open_bundle
 
+    _check(args)
+    if args.profile is not None:
+        return _profile(args)
     bundle = open_bundle(args.bundle)
     rows = _measure(bundle, args.seconds, args.threads)
     if args.json:
@@ -70,6 +81,45 @@ def run(args: argparse.Namespace) -> int:
             f"{row.graph:6} {row.p50_ms:8.2f} {row.p95_ms:8.2f} {row.p99_ms:8.2f} {row.parts_per_s:8.1f}"
             f" {row.n:7}  {row.engine}"
         )
+    return DONE
+
+
+def _check(args: argparse.Namespace) -> None:
+    if (args.bundle is None) == (args.profile is None):
+        raise UserError(
+            "bench: expected either --bundle B, or --profile OUT.json FILE...",
+            hint="defect-agent bench --bundle neu-1.0.0.defect",
+        )
+    if args.profile is not None and not args.files:
+        raise UserError("--profile: no files to time", hint=f"defect-agent bench --profile {args.profile} FILE...")
+    if args.profile is None and args.files:
+        raise UserError(f"bench: got {args.files[0]} beside --bundle", hint="--profile OUT.json FILE... times many")
+    if args.profile is not None and not args.profile.absolute().parent.is_dir():
+        raise UserError(f"--profile: the folder of {args.profile} does not exist")
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from agent.profile import profile_graphs, profile_to_json, write_profile
+
+    last = time.monotonic()
+
+    def heard(rounds: int, seconds: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_S:
+            last = time.monotonic()
+            print(f"[{seconds:6.1f} s] {rounds} rounds", file=sys.stderr, flush=True)
+
+    print(f"timing {len(args.files)} files in turn for {args.seconds:g} s", file=sys.stderr, flush=True)
+    profile = profile_graphs(args.files, threads=args.threads, seconds=args.seconds, heard=heard)
+    write_profile(args.profile, profile)
+    if args.json:
+        print_json(profile_to_json(profile))
+        return DONE
+    print(f"{'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} {'n':>6}  file")
+    for timing in sorted(profile.graphs.values(), key=lambda timing: timing.p50_ms):
+        print(f"{timing.p50_ms:8.2f} {timing.p95_ms:8.2f} {timing.p99_ms:8.2f} {timing.n:6}  {timing.file}")
+    print(f"{profile.engine} on {profile.device}")
+    print(f"written to {args.profile}; on the workstation: defect-opt ladder --profile {args.profile.name} ...")
     return DONE
 
 

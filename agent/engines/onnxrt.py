@@ -14,7 +14,7 @@ from agent.errors import EngineError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["OnnxRuntimeEngine"]
+__all__ = ["GraphFacts", "OnnxRuntimeEngine", "facts_of_graph"]
 
 _REBUILD = "rebuild the bundle with `defect-opt build`: its graph and its manifest do not belong together"
 _ERRORS_ONLY = 3
@@ -63,6 +63,51 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Free the session; `infer` raises afterwards."""
         self._session = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GraphFacts:
+    """What a graph says about itself, where no manifest does.
+
+    Attributes:
+        spec: its one input.
+        outputs: the outputs that bear the name of a role, as `defect-opt` writes them.
+        metadata: its own, key to text.
+    """
+
+    spec: InputSpec
+    outputs: Outputs
+    metadata: Mapping[str, str]
+
+
+def facts_of_graph(graph: bytes) -> GraphFacts:
+    """Ask a graph for its input, outputs and metadata.
+
+    Args:
+        graph: the ONNX model's bytes.
+
+    Raises:
+        EngineError: it can't be loaded, or takes something else than one picture of a fixed size.
+    """
+    import onnxruntime
+
+    session = _session(onnxruntime, graph, 1)
+    found = session.get_inputs()
+    shape = tuple(found[0].shape) if found else ()
+    is_picture = len(shape) == 4 and shape[3] == 3 and all(isinstance(side, int) for side in shape[1:])
+    if len(found) != 1 or not is_picture or found[0].type != "tensor(uint8)":
+        got = ", ".join(f"{entry.name} {list(entry.shape)} {entry.type}" for entry in found)
+        raise EngineError(
+            f"the model takes {got or 'nothing'}, expected one picture [1, height, width, 3] tensor(uint8)",
+            hint="make a bundle of it with `defect-opt build`",
+        )
+    given = {entry.name for entry in session.get_outputs()}
+    roles = [field.name for field in dataclasses.fields(Outputs) if field.name in given]
+    return GraphFacts(
+        spec=InputSpec(name=found[0].name, height_px=shape[1], width_px=shape[2]),
+        outputs=Outputs(**{role: role for role in roles}),
+        metadata=dict(session.get_modelmeta().custom_metadata_map),
+    )
 
 
 def _session(onnxruntime: Any, graph: bytes, threads: int) -> Any:

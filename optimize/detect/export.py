@@ -39,6 +39,7 @@ from optimize.export import (
 from optimize.networks.detectors.detector import Detector
 from optimize.networks.detectors.heads import BINS
 from optimize.networks.onnx_graph import OnnxGraph
+from optimize.structure import structure_of
 
 __all__ = ["check_detector_parity", "detector_to_onnx", "export_detector"]
 
@@ -104,6 +105,7 @@ def detector_to_onnx(
         "detection": json.dumps(detection_to_json(detection), sort_keys=True),
         "input": json.dumps(dataclasses.asdict(spec), sort_keys=True),
         "resize": spec.resize,
+        "structure": structure_of(model),
         "task": "detect",
     }
     helper.set_model_props(model, metadata)

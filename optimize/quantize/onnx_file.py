@@ -13,6 +13,7 @@ import numpy as np
 from agent.errors import MissingExtra
 from optimize.errors import ModelError
 from optimize.quantize.graph import Graph, opset_of
+from optimize.structure import stamp_structure
 
 if TYPE_CHECKING:
     import onnx
@@ -113,13 +114,14 @@ def model_from_bytes(source: str, data: bytes) -> onnx.ModelProto:
 
 
 def bytes_from_model(model: onnx.ModelProto) -> bytes:
-    """Write a graph in a file format that old devices open; the same graph gives the same bytes."""
+    """Write a graph in a file format that old devices open, with its structure digest; same graph, same bytes."""
     import onnx
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.ir_version = min(copy.ir_version, MAX_IR_VERSION)
     del copy.graph.value_info[:]
+    stamp_structure(copy)
     return bytes(copy.SerializeToString(deterministic=True))
 
 

@@ -33,7 +33,7 @@ class Batch:
 
     Attributes:
         inputs: (N, C, S, S) float32, normalized.
-        targets: (N, classes) probabilities.
+        targets: (N, classes) probabilities; all 0 where nobody labelled the picture.
         masks: (N, S, S) float32, 1 on the defect, -1 everywhere on a picture whose mask is not known; None without
             masks.
     """
@@ -41,6 +41,11 @@ class Batch:
     inputs: Tensor
     targets: Tensor
     masks: Tensor | None = None
+
+    def on(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return Batch(self.inputs.to(device), self.targets.to(device), masks)
 
 
 class Batches:
@@ -75,6 +80,8 @@ class Batches:
         made = [self.picture(i, size_px, epoch, copy) for i, copy in _counted(images)]
         numbers = torch.from_numpy(self._shown(images, made))
         targets = torch.nn.functional.one_hot(numbers, self._n_classes).float()
+        if self._pictures.is_labelled is not None:
+            targets[torch.from_numpy(~self._pictures.is_labelled[images])] = 0
         batch = Batch(normalize(np.stack([picture for picture, _ in made])), targets, self._masks(images, made))
         return _mixed(batch, share) if is_mixed else batch
 

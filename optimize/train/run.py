@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from optimize.errors import DataError
 from optimize.inputs import severity_by_name
 from optimize.networks import build_network, resolve_width
 from optimize.networks.classifier import Classifier
 from optimize.pretrained import Pretrained
-from optimize.train.batches import Batch, Batches
+from optimize.train.batches import Batches
 from optimize.train.learner import Learner
-from optimize.train.losses import ClassLoss, place_loss
+from optimize.train.objective import LabelObjective, Lesson, Objective
 from optimize.train.processes import Processes
 from optimize.train.result import EpochRecord, Progress
 from optimize.train.sampling import draw_epoch
-from optimize.train.stages import StagePlan, freeze, optimizer_of
+from optimize.train.stages import StagePlan, decayed, freeze, optimizer_of
 from optimize.train_config import TrainConfig
 from optimize.trainset import Pictures
 from optimize.validation import Validation, validate
@@ -45,6 +44,7 @@ class Run:
         classes: names, in the order of the logits.
         pretrained: published weights to start from; None starts from scratch.
         processes: who else works on it.
+        lesson: what teaches beside the labels; None for nothing.
 
     Raises:
         DataError: fewer images than the processes need.
@@ -59,6 +59,7 @@ class Run:
         classes: tuple[str, ...],
         pretrained: Pretrained | None,
         processes: Processes,
+        lesson: Lesson | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
         self.config, self.pictures, self.val, self.classes = config, pictures, val, classes
@@ -68,11 +69,14 @@ class Run:
         self.notices: tuple[str, ...] = ()
         self.network = self._fresh_network(pretrained)
         self._plan = StagePlan(self.network, config)
-        self.learner = Learner(self.network, config, optimizer_of(self.network, config))
-        self.counts = np.bincount(pictures.targets, minlength=len(classes))
-        shown = pictures.targets[draw_epoch(pictures.targets, config.sampler, np.random.default_rng(0))]
-        # By what an epoch shows, not by what there is: the balanced sampler has evened the classes out already.
-        self.loss = ClassLoss(config, np.bincount(shown, minlength=len(classes)), processes.device)
+        self.counts = self._counted(np.arange(len(pictures.targets)))
+        # By what an epoch shows, not by what there is: the balanced sampler has evened the classes out already. Where
+        # nothing is labelled there are no counts, and nothing reads the weights.
+        shown = self._counted(draw_epoch(pictures.targets, config.sampler, np.random.default_rng(0)))
+        labels = LabelObjective(config, np.maximum(shown, 1), self.background, processes.device)
+        self.loss = labels.by_class
+        self._objective: Objective = labels if lesson is None else lesson.objective(self.network, labels)
+        self.learner = Learner(self.network, config, self._optimizer())
         self._batches = Batches(
             config, pictures, n_classes=len(classes), channels=self.channels, background=self.background
         )
@@ -84,6 +88,18 @@ class Run:
                 f"train: {len(pictures.targets)} images are too few for {processes.count} processes",
                 hint="start fewer; each needs two images per step",
             )
+
+    def _counted(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(C,) how often these positions show each class, as far as somebody labelled them."""
+        if self.pictures.is_labelled is not None:
+            images = images[self.pictures.is_labelled[images]]
+        return np.bincount(self.pictures.targets[images], minlength=len(self.classes))
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer, beside = optimizer_of(self.network, self.config), self._objective.beside
+        for group in decayed(list(beside.parameters()) if beside else (), 1.0, self.config.weight_decay):
+            optimizer.add_param_group(group)
+        return optimizer
 
     def _fresh_network(self, pretrained: Pretrained | None) -> Classifier:
         config = self.config
@@ -102,15 +118,22 @@ class Run:
             # The strongest of hundreds of places: without a start far below 0 every picture begins as a defect.
             with torch.no_grad():
                 network.head.bias.fill_(AT_FIRST)[self.background] = 0
-        return network.to(self._processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return _channels_last(network).to(self._processes.device)
 
     @property
     def stopped(self) -> str | None:
         """Why the run is over, or None."""
         return self.learner.stopped(len(self.history))
 
-    def epoch(self, progress: Callable[[Progress], None]) -> None:
-        """Train on every image once, then see how the averaged weights do on `val`."""
+    def epoch(self, progress: Callable[[Progress], None]) -> Progress:
+        """Train on every image once, then see how the averaged weights do on `val`.
+
+        Args:
+            progress: told after each step.
+
+        Returns:
+            What is to be told of the whole epoch, once it is kept.
+        """
         begin, number = time.monotonic(), len(self.history) + 1
         random = np.random.default_rng([self.config.seed, number])
         order = draw_epoch(self.pictures.targets, self.config.sampler, random)
@@ -118,10 +141,12 @@ class Run:
         parts = np.array_split(order, max(1, steps))
         size_px = self.config.window_px or self.learner.size_px
         freeze(self.network, self._plan.frozen(number), with_norms=self.config.freeze_norms)
-        joined = self._processes.joined(_Teachable(self.network, with_map=self.config.masks is not None))
+        joined = self._processes.joined(self._objective.teachable(self.network))
 
         def loss_of(part: NDArray[np.int64]) -> torch.Tensor:
-            return self._loss_of(joined, self._batches.make(self._processes.share(part), size_px, number, random))
+            batch = self._batches.make(self._processes.share(part), size_px, number, random)
+            batch = batch.on(self._processes.device)
+            return self._objective(joined(batch.inputs), batch)
 
         passed = self.learner.epoch(
             self.history, parts, loss_of, lambda done, loss: progress(Progress(done=done, epoch=number, loss=loss))
@@ -143,11 +168,13 @@ class Run:
         self.last = found
         self._keep_best(found, number)
         done = self.learner.position / self.config.schedule
-        progress(Progress(done=done, epoch=number, loss=record.train_loss, record=record))
+        return Progress(done=done, epoch=number, loss=record.train_loss, record=record)
 
     def state(self) -> dict[str, Any]:
         """All that changes from epoch to epoch, as tensors and plain values."""
+        beside = self._objective.beside
         return self.learner.state() | {
+            **({} if beside is None else {"beside": beside.state_dict()}),
             "top_recall": self._top_recall,
             "best": dataclasses.asdict(self.best),
             "history": [dataclasses.asdict(record) for record in self.history],
@@ -157,6 +184,8 @@ class Run:
         """Go to where a state was taken; gives the epochs done by then, 0 without a state."""
         if state is not None:
             self.learner.restore(state)
+            if self._objective.beside is not None:
+                self._objective.beside.load_state_dict(state["beside"])
             self.best, self._top_recall = Validation(**state["best"]), state["top_recall"]
             self.history = [EpochRecord(**record) for record in state["history"]]
         return len(self.history)
@@ -182,26 +211,10 @@ class Run:
         self.best = found
         self.learner.keep(number)
 
-    def _loss_of(self, joined: nn.Module, batch: Batch) -> torch.Tensor:
-        device = self._processes.device
-        logits, maps = joined(batch.inputs.to(device))
-        targets = batch.targets.to(device)
-        loss = self.loss(logits, targets)
-        if maps is not None and batch.masks is not None:
-            taught = place_loss(maps, targets, batch.masks.to(device), self.background, self.loss.weights)
-            loss = loss + self.config.mask_weight * taught
-        return loss
 
-
-class _Teachable(nn.Module):
-    """Logits, and when masks teach places, the map that they come from: from one pass, for the processes' engine."""
-
-    def __init__(self, network: Classifier, *, with_map: bool) -> None:
-        super().__init__()
-        self.network, self._with_map = network, with_map
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if not self._with_map:
-            return self.network(images), None
-        maps = self.network.mapped(self.network.features(images))
-        return self.network.pooled(maps), maps + self.network.places()[1][:, None, None]
+def _channels_last(network: Classifier) -> Classifier:
+    """Keep weights as oneDNN wants them; `Module.to` lays 1x1 convolutions out otherwise, which changes last bits."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network

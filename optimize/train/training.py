@@ -18,6 +18,7 @@ from optimize.errors import OptimizeError
 from optimize.export import Parity, check_parity, export_onnx, write_atomically
 from optimize.pretrained import Pretrained, read_weights, scratch_notice
 from optimize.train.events import open_events
+from optimize.train.objective import Lesson
 from optimize.train.processes import Processes, open_processes
 from optimize.train.result import Progress, TrainResult
 from optimize.train.run import Run
@@ -37,6 +38,7 @@ def train(
     *,
     workdir: Path | None = None,
     is_fresh: bool = False,
+    lesson: Lesson | None = None,
 ) -> TrainResult:
     """Train on `train`, stop and choose on `val`, export, and prove that the file computes the same.
 
@@ -47,6 +49,7 @@ def train(
         progress: called after each step.
         workdir: where the checkpoint is; `OUT.train` beside the file by default.
         is_fresh: forget a checkpoint that is there.
+        lesson: what teaches beside the labels; None for nothing.
 
     Returns:
         What came out; the file is written.
@@ -62,7 +65,7 @@ def train(
     folder = workdir or out.with_name(f"{out.name}.train")
     for place in (out.parent, folder):
         check_writable(place)
-    plan = _Plan(config, dataset, folder)
+    plan = _Plan(config, dataset, folder, lesson)
     if is_fresh:
         plan.checkpoint.forget()
     with torch_threads(config.threads), open_processes(config.device) as processes:
@@ -111,14 +114,15 @@ def join(config: TrainConfig, dataset: Dataset, out: Path, *, workdir: Path | No
 class _Plan:
     """What a run starts from: recipe, images, published weights, and where its checkpoint is."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, folder: Path) -> None:
-        self.config, self.classes, self.folder = config, dataset.classes, folder
+    def __init__(self, config: TrainConfig, dataset: Dataset, folder: Path, lesson: Lesson | None = None) -> None:
+        self.config, self.classes, self.folder, self.lesson = config, dataset.classes, folder, lesson
         self.pretrained = None if config.weights is None else read_weights(config.weights, config.arch)
-        self.parts, notices = train_and_val(dataset, config.seed)
+        self.parts, notices = (train_and_val if lesson is None else lesson.parts)(dataset, config.seed)
         self.notices = notices + scratch_notice(config)
         used = self.parts["train"].samples + self.parts["val"].samples
         self.digest = data_digest(dataclasses.replace(dataset, samples=used))
-        self.checkpoint = Checkpoint(folder / "checkpoint.pt", _run_of(config, self.digest, self.pretrained))
+        run_of = _run_of(config, self.digest, self.pretrained) | dict(lesson.run_of if lesson else {})
+        self.checkpoint = Checkpoint(folder / "checkpoint.pt", run_of)
 
     def run(self, processes: Processes, progress: Callable[[Progress], None]) -> tuple[Run, int]:
         """Epoch after epoch, each kept on disk; gives the run, and the epoch that an earlier one had reached."""
@@ -126,8 +130,10 @@ class _Plan:
         pictures = raw_pictures(
             self.parts["train"], config.size, masks=config.masks, is_letterbox=config.resize == "letterbox"
         )
+        if self.lesson is not None:
+            pictures = dataclasses.replace(pictures, is_labelled=self.lesson.is_labelled(self.parts["train"]))
         val = fitted_pictures(self.parts["val"], config.spec)
-        run = Run(config, pictures, val, self.classes, self.pretrained, processes)
+        run = Run(config, pictures, val, self.classes, self.pretrained, processes, self.lesson)
         processes.wait()  # by now the first has forgotten a checkpoint that was not wanted
         resumed_at = run.restore(self.checkpoint.load())
         if processes.told(np.array([float(resumed_at)]))[0] != resumed_at:
@@ -138,10 +144,11 @@ class _Plan:
         folder = config.tensorboard if processes.is_first else None
         with open_events(folder, run.classes, epochs_done=resumed_at) as record:
             while run.stopped is None:
-                run.epoch(progress)
+                told = run.epoch(progress)
                 if processes.is_first:
                     record(run.history[-1], run.last)
                     self.checkpoint.save(run.state())
+                progress(told)  # only now: whoever stops the run behind this line goes on after this epoch
         return run, resumed_at
 
 

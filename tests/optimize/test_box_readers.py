@@ -461,3 +461,25 @@ def test_a_set_of_boxes_is_checked_and_divided_by_its_labels(tmp_path: Path) -> 
     assert (len(found), found.classes) == (12, ("dent", "scratch"))
     assert sum(sample.boxes == () and sample.label == "ok" for sample in found) == 4
     assert sum(found.splits.values()) == 12
+
+
+def test_labels_beside_their_pictures_without_names_are_not_overlooked(tmp_path: Path) -> None:
+    """They would count for nothing, and every defect for a good part."""
+    pictures(tmp_path, "a.png")
+    written(tmp_path, {"a.txt": "0 0.5 0.5 0.1 0.1\n"})
+
+    assert has_boxes(tmp_path)
+    assert "nothing says what their numbers mean" in refused(tmp_path).message
+    (tmp_path / "a.txt").write_text("taken on a Monday\n")
+    assert not has_boxes(tmp_path)
+
+
+def test_a_set_of_good_parts_only_is_read_where_it_may_be(tmp_path: Path) -> None:
+    """Nothing can be learned from it, but its false alarms can be counted."""
+    pictures(tmp_path, "a.png")
+    written(
+        tmp_path, {"boxes.csv": "file,class,xmin,ymin,xmax,ymax\n", "splits.csv": "file,class,split\na.png,ok,test\n"}
+    )
+
+    assert "no box on any" in refused(tmp_path).message
+    assert [sample.boxes for sample in read_boxes(tmp_path, needs_boxes=False)] == [()]

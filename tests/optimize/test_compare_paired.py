@@ -131,3 +131,11 @@ def test_groups_never_narrow_the_bound() -> None:
     assert escape_upper(np.zeros(200, dtype=np.bool_), groups) == upper_bound(0, 20)
     assert escape_upper(one_part, groups) > upper_bound(10, 200)
     assert escape_upper(np.arange(200) == 7, groups) >= upper_bound(1, 200)
+
+
+def test_some_misses_never_look_safer_than_none() -> None:
+    """With few groups the bootstrap knows less than a bound that counts them (tile steel: 6 of 47 in eight groups)."""
+    groups = np.arange(47) % 8
+    six = np.isin(np.arange(47), (3, 11, 12, 20, 21, 29))
+
+    assert escape_upper(six, groups.tolist()) >= escape_upper(np.zeros(47, dtype=np.bool_), groups.tolist())

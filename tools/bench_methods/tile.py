@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from optimize.dataset import Dataset
     from tools.bench_methods.trainings import Judged, Trainer
 
-__all__ = ["tile_part"]
+__all__ = ["OK", "best_config", "tile_part"]
 
 OK = "ok"
 OVERKILL = 0.05
@@ -40,7 +40,7 @@ def tile_part(
     judge = dataclasses.replace(tile, samples=tuple(s for s in tile if s.split != "train"))
     is_test = np.array([s.split == "test" for s in judge])
     best = [
-        trainer(f"tile-best-{seed}", _best(weights, tile, seed, is_quick=is_quick), tile, judge)
+        trainer(f"tile-best-{seed}", best_config(weights, tile, seed, is_quick=is_quick), tile, judge)
         for seed in SEEDS[: 1 if is_quick else None]
     ]
     pairs = []
@@ -80,7 +80,7 @@ def _plain(weights: Path, seed: int, *, is_quick: bool) -> TrainConfig:
     )
 
 
-def _best(weights: Path, tile: Dataset, seed: int, *, is_quick: bool) -> TrainConfig:
+def best_config(weights: Path, tile: Dataset, seed: int, *, is_quick: bool) -> TrainConfig:
     """What cross-validation on train, calib and val chose; see the dated results."""
     return TrainConfig(
         arch="efficientnet-lite0",

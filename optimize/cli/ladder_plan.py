@@ -1,0 +1,164 @@
+"""Which rungs a ladder has, and the commands and steps that make them.
+
+Distilling and pruning are the commands of the same names, run as a user would; what they print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.console import Parser
+from optimize.errors import OptimizeError
+
+if TYPE_CHECKING:
+    from agent.bundle.manifest import Task
+    from optimize.dataset import Dataset
+    from optimize.ladder import PlannedRung, RungFile, Step
+    from optimize.progress import Progress
+    from optimize.recipe import Recipe
+
+__all__ = ["Wanted", "planned_rungs", "read_set"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a ladder is made of.
+
+    Attributes:
+        recipe: what the file and the command line say; `ladder` gives student and shares.
+        distill: more flags of `defect-opt distill`.
+        prune: more flags of `defect-opt prune`.
+        has_int8: make an INT8 bundle of each float rung.
+        ledger: where the steps note what they did; None takes the usual one.
+    """
+
+    recipe: Recipe
+    distill: str = ""
+    prune: str = ""
+    has_int8: bool = True
+    ledger: Path | None = None
+
+
+def planned_rungs(top: RungFile, wanted: Wanted, progress: Progress) -> list[PlannedRung]:
+    """The rungs below the top, in the order in which they are made.
+
+    Raises:
+        OptimizeError: data that steps need are not given or can't be read.
+    """
+    from optimize.ladder import PlannedRung, task_of
+
+    recipe, ladder = wanted.recipe, wanted.recipe.ladder
+    digests = _digests(recipe, task_of(top.path, recipe), progress)
+    plan: list[PlannedRung] = []
+    base = top.name
+    if ladder.student:
+        flags = ["--student", ladder.student, *shlex.split(wanted.distill)]
+        make = _command("distill", "--teacher", [*flags, "--data", str(recipe.data)], wanted.ledger)
+        plan.append(PlannedRung(name="distilled", source=top.name, make=make, reads={**digests, "flags": _told(flags)}))
+        base = "distilled"
+    for share in ladder.keep_macs:
+        flags = ["--keep-macs", f"{share:g}", *shlex.split(wanted.prune)]
+        places = ["--calib", str(recipe.calib or recipe.data), "--data", str(recipe.data)]
+        make = _command("prune", "--model", [*flags, *places], wanted.ledger)
+        name = f"pruned-{share:g}"
+        plan.append(PlannedRung(name=name, source=base, make=make, reads={**digests, "flags": _told(flags)}))
+    if wanted.has_int8:
+        is_float = top.path.suffix.lower() == ".onnx"
+        sources = [*([top.name] if is_float else []), *(planned.name for planned in plan)]
+        reads = {**digests, "recipe": _settings(recipe)}
+        made = _int8(recipe, top, progress)
+        plan += [PlannedRung(name=f"{s}-int8", source=s, make=made, reads=reads, graph="cpu") for s in sources]
+    return plan
+
+
+def _int8(recipe: Recipe, top: RungFile, progress: Progress) -> Step:
+    """Build a bundle that runs INT8: the device's timings decide, not this machine's."""
+    from optimize.recipe import bundle_name
+
+    name = recipe.name or bundle_name(top.path.stem) or "ladder"
+
+    def make(source: Path, folder: Path) -> Path:
+        from optimize.build import build
+        from optimize.inputs import gather
+
+        out = folder / f"{name}-{recipe.version}.defect"
+        quantize = dataclasses.replace(recipe.quantize, cpu_graph="int8")
+        own = dataclasses.replace(recipe, name=name, model=source, out=out, quantize=quantize)
+        build(gather(own, progress=progress), progress=progress)
+        return out
+
+    return make
+
+
+def _command(name: str, source_flag: str, flags: Sequence[str], ledger: Path | None) -> Step:
+    """Run `defect-opt NAME SOURCE_FLAG source flags --out folder/model.onnx`."""
+
+    def make(source: Path, folder: Path) -> Path:
+        out = folder / "model.onnx"
+        module = _module(name)
+        parser = Parser(prog=f"defect-opt {name}")
+        module.add_arguments(parser)
+        noted = [] if ledger is None else ["--ledger", str(ledger)]
+        words = [source_flag, str(source), *flags, "--out", str(out), *noted]
+        args = parser.parse_args(words)
+        with contextlib.redirect_stdout(sys.stderr):
+            code = int(module.run(args))
+        if code != 0:
+            raise OptimizeError(f"ladder: `defect-opt {name} {shlex.join(words)}` ended with {code}")
+        return out
+
+    return make
+
+
+def _module(name: str) -> Any:
+    module = f"optimize.cli.{name}"
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise OptimizeError(f"ladder: this defect-opt has no command {name}") from error
+
+
+def read_set(root: Path, task: Task) -> Dataset:
+    """A set, with its boxes where a detector is meant and it has some."""
+    from optimize.box_readers import has_boxes, read_boxes
+    from optimize.dataset import read_dataset
+
+    return read_boxes(root) if task == "detect" and has_boxes(root) else read_dataset(root)
+
+
+def _digests(recipe: Recipe, task: Task, progress: Progress) -> Mapping[str, str]:
+    """What of the data decides a step's result: every name, label, split, box and byte."""
+    from optimize.dataset import data_digest
+
+    roots = {"data": recipe.data, "calib": recipe.calib, "val": recipe.val}
+    found: dict[str, str] = {}
+    known: dict[Path, str] = {}
+    for key, root in roots.items():
+        if root is None:
+            continue
+        if root not in known:
+            progress.step(f"hashing {root}")
+            known[root] = data_digest(read_set(root, task))
+        found[key] = known[root]
+    return found
+
+
+def _settings(recipe: Recipe) -> str:
+    """What of the recipe decides a bundle; paths do not, the bytes behind them do."""
+    keys = ("version", "classes", "preprocess", "detector", "policy", "max_drop_points", "targets", "quantize", "seed")
+    values = dataclasses.asdict(recipe)
+    return _told({key: values[key] for key in (*keys, "name", "threads")})
+
+
+def _told(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

@@ -1,0 +1,47 @@
+"""The ladder: from a large accurate network down to what a device can run, and what each rung costs."""
+
+from __future__ import annotations
+
+from optimize.ladder.assess import Ladder, LadderOptions, assess
+from optimize.ladder.choice import Breach, Budget, LadderChoice, breaches_of, choose_rung, pareto_front
+from optimize.ladder.climb import PlannedRung, Step, climb, file_digest
+from optimize.ladder.deploy import deploy
+from optimize.ladder.figures import Figures, figures_of, flips_of, lost_classes
+from optimize.ladder.files import write_file
+from optimize.ladder.model import RungFile, RungModel, open_rung, task_of
+from optimize.ladder.picture import draw_ladder
+from optimize.ladder.rung import ClassCount, Flip, LostClass, Rung, Side
+from optimize.ladder.sheet import draw_flips
+
+__all__ = [
+    "Breach",
+    "Budget",
+    "ClassCount",
+    "Figures",
+    "Flip",
+    "Ladder",
+    "LadderChoice",
+    "LadderOptions",
+    "LostClass",
+    "PlannedRung",
+    "Rung",
+    "RungFile",
+    "RungModel",
+    "Side",
+    "Step",
+    "assess",
+    "breaches_of",
+    "choose_rung",
+    "climb",
+    "deploy",
+    "draw_flips",
+    "draw_ladder",
+    "figures_of",
+    "file_digest",
+    "flips_of",
+    "lost_classes",
+    "open_rung",
+    "pareto_front",
+    "task_of",
+    "write_file",
+]

@@ -1,0 +1,203 @@
+"""From what the top and a rung made of the same images to the rung's figures; pure.
+
+**No rung may lose a class silently.** A mean hides a rare class: of 1000 tiles with 12 frayed ones a rung may lose all
+twelve for 1.2 points. So each class is looked at by itself: the images (or boxes) of it that the top got and the rung
+did not, against those the other way round, by the exact paired test of `optimize.compare.paired`, one-sided. Less than
+5 %, or no hit left where there was one, and the rung is refused. Images of one part hang together, so whole groups are
+compared; but a class with hits in fewer than five groups could lose nearly all and still be called chance, so there
+images are counted. Nothing is corrected for looking at many classes: a
+rung that is refused by chance costs some milliseconds, a class that is lost costs parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agent.bundle import Manifest
+from agent.bundle.manifest import Severity
+from agent.verdict import Decision
+from optimize.compare.paired import ALPHA, escape_upper, net_by_group, paired_p
+from optimize.detection_score import box_fates, score_detections
+from optimize.intervals import group_draws, ratio
+from optimize.ladder.rung import ClassCount, Flip, LostClass, Side
+from optimize.outcomes import Outcome, group_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Figures", "figures_of", "flips_of", "lost_classes"]
+
+
+FEWEST_GROUPS = 5
+"""So many that all get worse are 1/32 by chance; four are 1/16, which shows nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Hits:
+    """Whether each image, or box, of one class was got."""
+
+    severity: Severity
+    groups: tuple[str, ...]
+    is_hit: NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What the images say of a rung; fields as in `Rung`."""
+
+    n: int
+    accuracy: float
+    drop_points: float
+    drop_95: tuple[float, float] | None
+    recall: tuple[ClassCount, ...]
+    escapes: int
+    defects: int
+    escape_rate: float | None
+    escape_upper_95: float | None
+    overkills: int
+    goods: int
+    decisions_changed: int
+    flips: tuple[Flip, ...]
+    lost: tuple[LostClass, ...]
+    unjudged: int
+
+
+def figures_of(top: Sequence[Outcome], own: Sequence[Outcome], manifest: Manifest) -> Figures:
+    """Count.
+
+    Args:
+        top: what the top made of each image.
+        own: what the rung made of the same images, in the same order.
+        manifest: the rung's, with the classes and limits of the top's.
+    """
+    first, second = (_accuracy(outcomes, manifest) for outcomes in (top, own))
+    hits = _hits(own, manifest)
+    bad = [o for o in own if o.severity != "ok"]
+    escaped = np.array([o.decision is Decision.OK for o in bad], dtype=np.bool_)
+    good = [o for o in own if o.severity == "ok"]
+    return Figures(
+        n=len(own),
+        accuracy=second,
+        drop_points=round(100 * (first - second), 6),
+        drop_95=_drop_95(top, own) if manifest.task == "classify" else None,
+        recall=tuple(_counted(name, found) for name, found in hits.items()),
+        escapes=int(escaped.sum()),
+        defects=len(bad),
+        escape_rate=float(escaped.mean()) if bad else None,
+        escape_upper_95=escape_upper(escaped, [group_of(o) for o in bad]) if bad else None,
+        overkills=sum(o.decision is Decision.DEFECT for o in good),
+        goods=len(good),
+        decisions_changed=sum(a.decision is not b.decision for a, b in zip(top, own, strict=True)),
+        flips=flips_of(top, own, manifest),
+        lost=tuple(_lost(_hits(top, manifest), hits)),
+        unjudged=sum(o.decision is Decision.ERROR for o in own),
+    )
+
+
+def lost_classes(top: Sequence[Outcome], own: Sequence[Outcome], manifest: Manifest) -> tuple[LostClass, ...]:
+    """The classes whose recall fell from something to far less, or to nothing; arguments as of `figures_of`."""
+    return tuple(_lost(_hits(top, manifest), _hits(own, manifest)))
+
+
+def flips_of(top: Sequence[Outcome], own: Sequence[Outcome], manifest: Manifest) -> tuple[Flip, ...]:
+    """Images whose decision or class changed: escapes first, then what broke, what changed, and what was mended.
+
+    Arguments as of `figures_of`.
+    """
+    is_detector = manifest.task == "detect"
+    flips = [
+        Flip(
+            file=after.file,
+            label=after.label,
+            severity=after.severity,
+            before=_side(before),
+            after=_side(after),
+            kind=_kind(before, after, is_detector=is_detector),
+        )
+        for before, after in zip(top, own, strict=True)
+        if before.decision is not after.decision or before.predicted != after.predicted
+    ]
+    order = {"escape": 0, "broke": 1, "changed": 2, "mended": 3}
+    return tuple(sorted(flips, key=lambda flip: (order[flip.kind], flip.file)))
+
+
+def _side(outcome: Outcome) -> Side:
+    score_ = None if outcome.score is None else round(outcome.score, 4)
+    return Side(decision=outcome.decision.value, predicted=outcome.predicted, score=score_)
+
+
+def _kind(before: Outcome, after: Outcome, *, is_detector: bool) -> str:
+    if after.severity != "ok" and after.decision is Decision.OK and before.decision is not Decision.OK:
+        return "escape"
+    was, is_ = (_is_right(outcome, is_detector=is_detector) for outcome in (before, after))
+    if was == is_:
+        return "changed"
+    return "broke" if was else "mended"
+
+
+def _is_right(outcome: Outcome, *, is_detector: bool) -> bool:
+    """Called right and not passed by mistake; of a detector's part: stopped if it is bad, passed if it is good."""
+    if outcome.decision is Decision.ERROR:
+        return False
+    passed = outcome.decision is Decision.OK
+    if not is_detector:
+        return outcome.predicted == outcome.label and not (passed and outcome.severity != "ok")
+    return passed == (outcome.severity == "ok")
+
+
+def _accuracy(outcomes: Sequence[Outcome], manifest: Manifest) -> float:
+    if manifest.task == "classify":
+        return sum(o.predicted == o.label for o in outcomes) / len(outcomes)
+    found = score_detections(outcomes, manifest).map50
+    return 0.0 if found is None else float(found)
+
+
+def _hits(outcomes: Sequence[Outcome], manifest: Manifest) -> dict[str, _Hits]:
+    return dict(_box_hits(outcomes, manifest) if manifest.task == "detect" else _image_hits(outcomes, manifest))
+
+
+def _image_hits(outcomes: Sequence[Outcome], manifest: Manifest) -> Iterator[tuple[str, _Hits]]:
+    for cls in manifest.classes:
+        own = [o for o in outcomes if o.label == cls.name]
+        is_hit = np.array([o.predicted == o.label for o in own], dtype=np.bool_)
+        yield cls.name, _Hits(severity=cls.severity, groups=tuple(group_of(o) for o in own), is_hit=is_hit)
+
+
+def _box_hits(outcomes: Sequence[Outcome], manifest: Manifest) -> Iterator[tuple[str, _Hits]]:
+    fates = box_fates(outcomes, manifest)
+    is_hit = fates.records.found >= manifest.policy.review_above
+    for number, cls in enumerate(manifest.classes):
+        own = np.flatnonzero(fates.classes == number)
+        groups = tuple(group_of(outcomes[int(fates.records.images[i])]) for i in own)
+        yield cls.name, _Hits(severity=cls.severity, groups=groups, is_hit=np.asarray(is_hit[own]))
+
+
+def _counted(name: str, found: _Hits) -> ClassCount:
+    return ClassCount(name=name, severity=found.severity, hits=int(found.is_hit.sum()), n=len(found.is_hit))
+
+
+def _lost(top: dict[str, _Hits], own: dict[str, _Hits]) -> Iterator[LostClass]:
+    for name, after in own.items():
+        before = top[name]
+        hits = [int(side.is_hit.sum()) for side in (before, after)]
+        known = {group for group, is_hit in zip(before.groups, before.is_hit.tolist(), strict=True) if is_hit}
+        groups: Sequence[Hashable] = before.groups if len(known) >= FEWEST_GROUPS else range(len(before.groups))
+        net = net_by_group(~before.is_hit, ~after.is_hit, groups)
+        # The distribution under the null is symmetric, so one side is half of both.
+        p_value = paired_p(net) / 2 if int(net.sum()) > 0 else 1.0
+        if hits[0] > hits[1] and (p_value < ALPHA or hits[1] == 0):
+            yield LostClass(name=name, before=hits[0], after=hits[1], n=len(after.is_hit), p_value=p_value)
+
+
+def _drop_95(top: Sequence[Outcome], own: Sequence[Outcome]) -> tuple[float, float]:
+    """In points, by bootstrap over groups of the paired differences."""
+    lost: list[Any] = [
+        ((a.predicted == a.label) - (b.predicted == b.label), 1.0) for a, b in zip(top, own, strict=True)
+    ]
+    draws = group_draws([group_of(o) for o in own], np.array(lost, dtype=np.float64), ratio)
+    low, high = (round(100 * float(value), 4) for value in np.percentile(draws, (2.5, 97.5)))
+    return low, high

@@ -1,0 +1,1 @@
+"""The ladder: what distilling, pruning and quantizing cost, and what they bring."""
