@@ -48,7 +48,9 @@ def has_boxes(path: Path) -> bool:
     return given is not None or _form(open_folder(_root_of(root, table))) is not None
 
 
-def read_boxes(path: Path, *, has_splits: bool = True, group_by: str | None = None) -> Dataset:
+def read_boxes(
+    path: Path, *, has_splits: bool = True, group_by: str | None = None, needs_boxes: bool = True
+) -> Dataset:
     """Find images, their boxes, splits and groups; decodes no JPEG or PNG.
 
     Args:
@@ -56,6 +58,7 @@ def read_boxes(path: Path, *, has_splits: bool = True, group_by: str | None = No
             or a YOLO `data.yaml` by itself.
         has_splits: False overlooks the splits that the set came with.
         group_by: the column of the table of splits that names a part, as in `optimize.dataset.read_dataset`.
+        needs_boxes: False takes a set of good parts only, too.
 
     Returns:
         The set. Its classes are those of the boxes, sorted. A sample's label is what `splits.csv` says, else the class
@@ -77,7 +80,7 @@ def read_boxes(path: Path, *, has_splits: bool = True, group_by: str | None = No
     if not samples:
         raise DataError(f"{root}: no image found", hint=f"expected images with {_FORMS}")
     classes = sorted({box.class_name for sample in samples for box in sample.boxes or ()})
-    if not classes:
+    if not classes and needs_boxes:
         raise DataError(f"{root}: no box on any of {len(samples)} images", hint="outline the defects on some of them")
     taken = {sample.file for sample in samples}
     ignored = [file for file in map("/".join, folder.pictures) if file not in taken]

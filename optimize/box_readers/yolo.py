@@ -29,8 +29,23 @@ _NO_LABELS = frozenset({"classes.txt", "obj.names", "readme.txt", "readme.robofl
 
 
 def looks_like_yolo(folder: Folder) -> bool:
-    """Whether there is a list of names, or a folder `labels` with text files."""
-    return _names_file(folder) is not None or any(_is_label(parts) for parts in folder.others)
+    """Whether there is a list of names, a folder `labels` with text files, or such a file beside its picture."""
+    if _names_file(folder) is not None or any(_is_label(parts) for parts in folder.others):
+        return True
+    pictures = {(*parts[:-1], PurePosixPath(parts[-1]).stem) for parts in folder.pictures}
+    beside = (p for p in folder.others if p[-1].endswith(".txt") and (*p[:-1], p[-1][:-4]) in pictures)
+    return any(_has_boxes(folder.root.joinpath(*parts)) for parts in beside)
+
+
+def _has_boxes(path: Path) -> bool:
+    """Whether a text file's first line is a class number and at least four more numbers."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            words = file.readline(1000).split()
+        values = [float(word) for word in words]
+    except (OSError, ValueError):
+        return False
+    return len(values) >= 5 and values[0] == int(values[0])
 
 
 def read_yolo(folder: Folder) -> FoundSet:

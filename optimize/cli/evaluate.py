@@ -110,7 +110,7 @@ def _images(path: Path, bundle: Bundle) -> Dataset:
     if bundle.manifest.task == "classify":
         good = [c.name for c in bundle.manifest.classes if c.severity == "ok"]
         return read_labels(path, good=good[0] if len(good) == 1 else "ok")
-    return read_boxes(path) if path.exists() and has_boxes(path) else read_dataset(path)
+    return read_boxes(path, needs_boxes=False) if path.exists() and has_boxes(path) else read_dataset(path)
 
 
 def _run_classifier(args: argparse.Namespace, bundle: Bundle, dataset: Dataset, config: EngineConfig) -> int:

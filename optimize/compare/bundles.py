@@ -122,10 +122,16 @@ def _names(bundles: Sequence[Bundle]) -> list[str]:
 def _check_bundles(bundles: Sequence[Bundle], names: Sequence[str]) -> None:
     """See that there are two or more, and that they mean the same by their classes."""
     if len(bundles) < 2:
-        raise OptimizeError(f"compare: got {len(bundles)} bundle, expected two or more")
+        raise OptimizeError(
+            f"compare: got {len(bundles)} bundle, expected two or more",
+            hint="defect-opt compare A.defect B.defect --data DIR",
+        )
     for i, bundle in enumerate(bundles):
-        if bundle.digest in {other.digest for other in bundles[:i]}:
-            raise OptimizeError(f"compare: {bundle.path} is there twice, expected different bundles")
+        same = next((other for other in bundles[:i] if other.digest == bundle.digest), None)
+        if same is not None:
+            raise OptimizeError(
+                f"compare: {bundle.path} has the same content as {same.path}", hint="give two or more different bundles"
+            )
     said: dict[str, tuple[str, str]] = {}
     for name, bundle in zip(names, bundles, strict=True):
         if bundle.manifest.task == "classify" and all(cls.severity != "ok" for cls in bundle.manifest.classes):

@@ -71,8 +71,15 @@ class Run:
         """Why the run is over, or None."""
         return self.learner.stopped(len(self.history))
 
-    def epoch(self, progress: Callable[[DetectProgress], None]) -> None:
-        """Train on every image once, then see how the averaged weights do on `val`."""
+    def epoch(self, progress: Callable[[DetectProgress], None]) -> DetectProgress:
+        """Train on every image once, then see how the averaged weights do on `val`.
+
+        Args:
+            progress: told after each step.
+
+        Returns:
+            What is to be told of the whole epoch, once it is kept.
+        """
         begin, cpu_begin, number = time.monotonic(), time.process_time(), len(self.history) + 1
         order = np.random.default_rng([self.config.seed, number]).permutation(len(self.pictures.images))
         # Two pictures at least: a level of one place has no spread for a norm to see in a single one.
@@ -109,7 +116,7 @@ class Run:
             self.best = found
             self.learner.keep(number)
         done = self.learner.position / self.config.schedule
-        progress(DetectProgress(done=done, epoch=number, loss=record.train_loss, record=record))
+        return DetectProgress(done=done, epoch=number, loss=record.train_loss, record=record)
 
     def state(self) -> dict[str, Any]:
         """All that changes from epoch to epoch, as tensors and plain values."""

@@ -105,11 +105,12 @@ def _go_on(run: Run, checkpoint: Checkpoint, progress: Callable[[DetectProgress]
     resumed_at = run.restore(checkpoint.load())
     with open_scalars(run.config.tensorboard, epochs_done=resumed_at) as write:
         while run.stopped is None:
-            run.epoch(progress)
+            told = run.epoch(progress)
             last = run.history[-1]
             figures = {"loss/train": last.train_loss, "val/map50": last.map50, "val/map50_95": last.map50_95}
             write(last.epoch, figures | {"learning rate": last.lr})
             checkpoint.save(run.state())
+            progress(told)  # only now: whoever stops the run behind this line goes on after this epoch
     return resumed_at
 
 
