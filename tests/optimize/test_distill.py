@@ -63,7 +63,7 @@ def line(tmp_path: Path) -> Path:
     """A flat folder of pictures that nobody labelled."""
     rng = np.random.default_rng(9)
     (tmp_path / "line").mkdir()
-    for i in range(24):
+    for i in range(48):
         assert cv2.imwrite(str(tmp_path / f"line/{i:02d}.png"), picture(CLASSES[i % 3], rng))
     return tmp_path / "line"
 
@@ -182,7 +182,7 @@ def test_pictures_of_the_test_split_are_refused_as_unlabelled_ones(
     """Under another name, too: taught on them, every test number would be better than it is."""
     (line / "fresh.png").write_bytes((parts / "images/test_ok_000.png").read_bytes())
 
-    with pytest.raises(DataError, match=r"1 of 25 unlabelled images are in the test split: fresh\.png"):
+    with pytest.raises(DataError, match=r"1 of 49 unlabelled images are in the test split: fresh\.png"):
         distilled(large, parts, tmp_path / "out.onnx", unlabelled=line)
 
 
@@ -425,7 +425,7 @@ def test_a_student_learns_from_pictures_that_nobody_labelled(large: Path, line: 
     assert same > 0.8
     assert result.student.classes == CLASSES
     assert result.compared.teacher is None
-    assert (result.labelled, result.unlabelled) == (0, 24 - result.compared.n)
+    assert (result.labelled, result.unlabelled) == (0, 48 - result.compared.n)
     assert result.report()["distillation"]["chosen_by"] == "agreement with the teacher"
 
 
@@ -437,9 +437,9 @@ def test_labels_and_unlabelled_pictures_are_learned_from_together(
 
     result = distilled(large, parts, tmp_path / "tiny.onnx", unlabelled=line)
 
-    assert (result.labelled, result.unlabelled) == (18, 24)
+    assert (result.labelled, result.unlabelled) == (18, 48)
     assert result.student.counts == (6, 6, 6)
-    assert any("1 of 25 unlabelled images are labelled ones" in notice for notice in result.notices)
+    assert any("1 of 49 unlabelled images are labelled ones" in notice for notice in result.notices)
     assert result.compared.teacher is not None
     assert result.compared.teacher.accuracy >= 0.9
 
