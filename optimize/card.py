@@ -17,7 +17,7 @@ import torch
 
 from agent import __version__
 from optimize.curves import draw_training
-from optimize.export import write_atomically
+from optimize.files import write_atomically
 
 if TYPE_CHECKING:
     from optimize.train import TrainResult

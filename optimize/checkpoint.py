@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from optimize.errors import OptimizeError
-from optimize.export import write_atomically
+from optimize.files import write_atomically
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 

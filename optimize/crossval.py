@@ -258,7 +258,7 @@ class _Place:
 
     def save(self, found: FoldResult) -> None:
         """Write the result, whole or not at all."""
-        from optimize.export import write_atomically
+        from optimize.files import write_atomically
 
         values = {key: getattr(found, key) for key in _KEPT} | {key: list(getattr(found, key)) for key in _LISTS}
         document = {"format": FORMAT, "run_of": self._run_of, **values, "logits": found.logits.tolist()}

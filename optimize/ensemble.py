@@ -113,7 +113,7 @@ def merge_folds(
     Raises:
         ModelError: the members do not go together, the file can't be written, or computes something else.
     """
-    from optimize.export import write_atomically
+    from optimize.files import write_atomically
 
     models = [load_unchecked(path) for path in members]
     _check(members, models)

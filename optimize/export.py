@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from torch import nn
 
 from agent.bundle.manifest import InputSpec
 from optimize.errors import ModelError
+from optimize.files import write_atomically
 from optimize.networks.classifier import Classifier
 from optimize.networks.onnx_graph import OnnxGraph, array_from_tensor
 from optimize.structure import structure_of
@@ -44,7 +44,6 @@ __all__ = [
     "export_onnx",
     "normalize",
     "onnx_from_network",
-    "write_atomically",
     "write_input",
 ]
 
@@ -171,24 +170,6 @@ def check_parity(network: Classifier, path: Path, images: Iterable[NDArray[np.ui
             hint="report it with the architecture's name; the file must not be used",
         )
     return Parity(n=n, max_abs=max_abs, max_relative=max_relative)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole, or as it was before, even when the power fails.
-
-    Raises:
-        ModelError: the file can't be written.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise ModelError(f"{path}: can't be written ({error.strerror})", hint="choose another --out") from error
 
 
 def _reference(network: Classifier, image: NDArray[np.uint8]) -> list[NDArray[np.float32]]:

@@ -27,7 +27,8 @@ from agent.bundle.manifest import InputSpec, Task
 from optimize.checkpoint import Checkpoint, read_checkpoint
 from optimize.detect.export import check_detector_parity, export_detector
 from optimize.errors import ModelError, OptimizeError
-from optimize.export import Parity, check_parity, export_onnx, write_atomically
+from optimize.export import Parity, check_parity, export_onnx
+from optimize.files import write_atomically
 from optimize.inputs import severity_by_name
 from optimize.networks import ARCHITECTURES, build_network, resolve_width
 from optimize.networks.classifier import Classifier

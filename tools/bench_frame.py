@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agent.errors import AgentError
 from optimize.errors import OptimizeError
-from optimize.export import write_atomically
+from optimize.files import write_atomically
 from optimize.machine import describe
 from tools.bench_quantize.figures import absent
 

@@ -95,7 +95,7 @@ def _paths(folder: Path) -> dict[str, Path]:
 def _write(report: CrossReport, folder: Path) -> dict[str, Path]:
     from optimize.crossval_picture import draw_report
     from optimize.crossval_report import predictions_csv
-    from optimize.export import write_atomically
+    from optimize.files import write_atomically
     from optimize.label_faults import draw_label_sheet
 
     paths = _paths(folder)
@@ -106,7 +106,7 @@ def _write(report: CrossReport, folder: Path) -> dict[str, Path]:
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
-    from optimize.export import write_atomically
+    from optimize.files import write_atomically
 
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())

@@ -210,17 +210,19 @@ def _write(ladder: Ladder, files: tuple[RungFile, ...], work: Path, out: Path) -
     """Report, plot, sheets, and the bundle of the rung that was taken."""
     import json
 
-    from optimize.ladder import deploy, draw_ladder, write_file
+    from optimize.files import write_atomically
+    from optimize.ladder import deploy, draw_ladder
 
+    hint = "choose another --work"
     bundle = None if ladder.choice.name is None else deploy(ladder.choice.name, files, out)
     told = {**ladder.to_json(), "bundle": None if bundle is None else str(bundle)}
     text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
-    write_file(work / "ladder.json", f"{text}\n".encode())
-    write_file(work / "ladder.png", draw_ladder(ladder))
+    write_atomically(work / "ladder.json", f"{text}\n".encode(), hint=hint)
+    write_atomically(work / "ladder.png", draw_ladder(ladder), hint=hint)
     for stale in (work / "sheets").glob("*.png"):  # of an earlier run: no picture may speak of another rung
         stale.unlink()
     for name, picture in ladder.sheets:
-        write_file(work / "sheets" / f"{name}.png", picture)
+        write_atomically(work / "sheets" / f"{name}.png", picture, hint=hint)
     return bundle
 
 

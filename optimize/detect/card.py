@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from agent import __version__
 from optimize.curves import RECALL, TRAIN_LOSS, VAL_LOSS, Curve, draw_curves
 from optimize.detect.result import DetectResult
-from optimize.export import write_atomically
+from optimize.files import write_atomically
 
 __all__ = ["DetectorFiles", "report_from_detector", "write_detector_card"]
 

@@ -33,9 +33,9 @@ from optimize.export import (
     OPSET,
     Parity,
     normalize,
-    write_atomically,
     write_input,
 )
+from optimize.files import write_atomically
 from optimize.networks.detectors.detector import Detector
 from optimize.networks.detectors.heads import BINS
 from optimize.networks.onnx_graph import OnnxGraph

@@ -18,7 +18,8 @@ from optimize.detect.pictures import read_pictures
 from optimize.detect.result import DetectProgress, DetectResult
 from optimize.detect.run import Run
 from optimize.errors import DataError, OptimizeError
-from optimize.export import Parity, write_atomically
+from optimize.export import Parity
+from optimize.files import write_atomically
 from optimize.networks.detectors import detector_card
 from optimize.pretrained import Pretrained, read_weights
 from optimize.train.events import open_scalars

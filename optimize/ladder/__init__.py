@@ -6,11 +6,10 @@ from optimize.ladder.assess import Ladder, LadderOptions, assess
 from optimize.ladder.choice import Breach, Budget, LadderChoice, breaches_of, choose_rung, pareto_front
 from optimize.ladder.climb import PlannedRung, Step, climb, file_digest
 from optimize.ladder.deploy import deploy
-from optimize.ladder.figures import Figures, figures_of, flips_of, lost_classes
-from optimize.ladder.files import write_file
+from optimize.ladder.figures import figures_of, flips_of, lost_classes
 from optimize.ladder.model import RungFile, RungModel, open_rung, task_of
 from optimize.ladder.picture import draw_ladder
-from optimize.ladder.rung import ClassCount, Flip, LostClass, Rung, Side
+from optimize.ladder.rung import ClassCount, Figures, Flip, LostClass, Rung, Side
 from optimize.ladder.sheet import draw_flips
 
 __all__ = [
@@ -43,5 +42,4 @@ __all__ = [
     "open_rung",
     "pareto_front",
     "task_of",
-    "write_file",
 ]

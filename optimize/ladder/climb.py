@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from agent import __version__
 from optimize.errors import OptimizeError
-from optimize.ladder.files import write_file
+from optimize.files import write_atomically
 from optimize.ladder.model import RungFile
 from optimize.progress import Progress, SilentProgress
 
@@ -132,7 +132,7 @@ def _made(planned: PlannedRung, source: Path, folder: Path) -> Path:
     if not path.is_file() or folder not in path.parents:
         raise OptimizeError(f"{planned.name}: the step gave {path}, expected a file that it wrote into {folder}")
     done = {"version": VERSION, "file": str(path.relative_to(folder)), "sha256": file_digest(path)}
-    write_file(folder / DONE_FILE, (json.dumps(done, indent=2) + "\n").encode())
+    write_atomically(folder / DONE_FILE, (json.dumps(done, indent=2) + "\n").encode(), hint="choose another --work")
     return path
 
 

@@ -1,7 +1,8 @@
 """From the rung that was chosen to a bundle that runs it.
 
 An INT8 rung is a bundle already. A float one is taken from the bundle that was made of it, whose manifest is then made
-to say that a CPU runs the float graph; its golden outputs hold both.
+to say that a CPU runs the float graph; its golden outputs hold both. A gate that the build did not keep stays failed:
+the INT8 graphs are in it still, and a device may be told to run them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from agent.bundle import open_bundle
 from agent.bundle.archive import MANIFEST
 from optimize.errors import OptimizeError
-from optimize.ladder.files import write_file
+from optimize.files import write_atomically
 from optimize.ladder.model import RungFile
 from optimize.pack import pack_bundle
 
@@ -51,10 +52,7 @@ def _running(path: Path, kind: str, out: Path) -> Path:
             data = path.read_bytes()
         except OSError as error:
             raise OptimizeError(f"{path}: can't be read ({error.strerror})") from error
-        write_file(out, data)
+        write_atomically(out, data)
         return out
-    manifest = bundle.manifest
-    if kind == "fp32":  # the build's gate is on the INT8 graph, which does not run
-        manifest = dataclasses.replace(manifest, gate_passed=True, gate_reasons=())
     files = {entry: bundle.read(entry) for entry in bundle.entries if entry != MANIFEST}
-    return pack_bundle(out, dataclasses.replace(manifest, cpu_graph=kind), files).path
+    return pack_bundle(out, dataclasses.replace(bundle.manifest, cpu_graph=kind), files).path

@@ -23,13 +23,13 @@ from agent.verdict import Decision
 from optimize.compare.paired import ALPHA, escape_upper, net_by_group, paired_p
 from optimize.detection_score import box_fates, score_detections
 from optimize.intervals import group_draws, ratio
-from optimize.ladder.rung import ClassCount, Flip, LostClass, Side
+from optimize.ladder.rung import ClassCount, Figures, Flip, LostClass, Side
 from optimize.outcomes import Outcome, group_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Figures", "figures_of", "flips_of", "lost_classes"]
+__all__ = ["figures_of", "flips_of", "lost_classes"]
 
 
 FEWEST_GROUPS = 5
@@ -43,27 +43,6 @@ class _Hits:
     severity: Severity
     groups: tuple[str, ...]
     is_hit: NDArray[np.bool_]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """What the images say of a rung; fields as in `Rung`."""
-
-    n: int
-    accuracy: float
-    drop_points: float
-    drop_95: tuple[float, float] | None
-    recall: tuple[ClassCount, ...]
-    escapes: int
-    defects: int
-    escape_rate: float | None
-    escape_upper_95: float | None
-    overkills: int
-    goods: int
-    decisions_changed: int
-    flips: tuple[Flip, ...]
-    lost: tuple[LostClass, ...]
-    unjudged: int
 
 
 def figures_of(top: Sequence[Outcome], own: Sequence[Outcome], manifest: Manifest) -> Figures:

@@ -9,7 +9,7 @@ from typing import Any
 from agent.bundle.manifest import Severity, Task
 from agent.profile import GraphTiming
 
-__all__ = ["ClassCount", "Flip", "LostClass", "Rung", "Side"]
+__all__ = ["ClassCount", "Figures", "Flip", "LostClass", "Rung", "Side"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +95,10 @@ class Flip:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Rung:
-    """One network of a ladder; truthy when it lost no class.
+class Figures:
+    """What the images say of a rung.
 
     Attributes:
-        name: of the rung.
-        file: where it lies.
-        sha256: of the file, hex.
-        graph: `fp32`, or `cpu` for INT8.
-        made_from: the rung that it was made from; None for the top.
-        task: what it does.
         n: images that were judged.
         accuracy: share of images called right; of a detector mAP50.
         drop_points: accuracy lost against the top, in points; negative when it is better.
@@ -120,19 +114,8 @@ class Rung:
         flips: images whose decision or class is another than the top's.
         lost: classes that it lost.
         unjudged: images that it could not judge; they count as wrong, and as stopped.
-        macs: multiplications of one inference.
-        parameters: weights and biases, in numbers.
-        size_bytes: of the graph.
-        structure: its structure digest.
-        latency: of one inference, here or on the device; None where the device's profile does not know it.
     """
 
-    name: str
-    file: str
-    sha256: str
-    graph: str
-    made_from: str | None
-    task: Task
     n: int
     accuracy: float
     drop_points: float
@@ -148,6 +131,32 @@ class Rung:
     flips: tuple[Flip, ...]
     lost: tuple[LostClass, ...]
     unjudged: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rung(Figures):
+    """One network of a ladder; truthy when it lost no class.
+
+    Attributes:
+        name: of the rung.
+        file: where it lies.
+        sha256: of the file, hex.
+        graph: `fp32`, or `cpu` for INT8.
+        made_from: the rung that it was made from; None for the top.
+        task: what it does.
+        macs: multiplications of one inference.
+        parameters: weights and biases, in numbers.
+        size_bytes: of the graph.
+        structure: its structure digest.
+        latency: of one inference, here or on the device; None where the device's profile does not know it.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    graph: str
+    made_from: str | None
+    task: Task
     macs: int
     parameters: int
     size_bytes: int

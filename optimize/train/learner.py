@@ -168,7 +168,7 @@ class Learner(Generic[N]):
         if not math.isfinite(value):
             raise OptimizeError(
                 f"{self._word}: the loss became {value} in epoch {epoch}",
-                hint=f"use a lower learning rate, for example --lr {self._config.peak_lr / 4:g} --fresh",
+                hint=f"use a lower learning rate, for example --lr {self._config.peak_lr / 4:g}",
             )
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

@@ -15,7 +15,8 @@ from optimize.attention_sheet import draw_attention
 from optimize.checkpoint import Checkpoint
 from optimize.dataset import Dataset, data_digest
 from optimize.errors import OptimizeError
-from optimize.export import Parity, check_parity, export_onnx, write_atomically
+from optimize.export import Parity, check_parity, export_onnx
+from optimize.files import write_atomically
 from optimize.pretrained import Pretrained, read_weights, scratch_notice
 from optimize.train.events import open_events
 from optimize.train.objective import Lesson

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from optimize.box_readers import read_boxes  # noqa: E402
 from optimize.compare import CompareOptions, compare_bundles, draw_comparison  # noqa: E402
-from optimize.export import write_atomically  # noqa: E402
+from optimize.files import write_atomically  # noqa: E402
 from tools.bench_detect.decoding import decode_figure  # noqa: E402
 from tools.bench_detect.planted import planted_pair, planted_verdict  # noqa: E402
 from tools.bench_detect.published import PUBLISHED, WARNING  # noqa: E402

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from optimize.detect.card import report_from_detector
 from optimize.detect.config import BOX_AUGMENTATION, DetectConfig
 from optimize.detect.training import train_detector
-from optimize.export import write_atomically
+from optimize.files import write_atomically
 from tools.bench_frame import say
 
 if TYPE_CHECKING:

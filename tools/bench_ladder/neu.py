@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from optimize.augment import Augmentation
-from optimize.export import write_atomically
+from optimize.files import write_atomically
 from optimize.ladder import Budget, LadderOptions, RungFile, assess, climb, draw_ladder
 from optimize.prune.files import PruneConfig
 from optimize.train_config import TrainConfig
@@ -111,7 +111,7 @@ def rows_of(part: str, ladder: Ladder) -> list[dict[str, Any]]:
 
 
 def _prune(share: float, *, is_quick: bool) -> PruneConfig:
-    return PruneConfig(keep_macs=share, recover_epochs=1 if is_quick else 20, threads=1)
+    return PruneConfig(keep_macs=share, recover_epochs=1 if is_quick else None, threads=1)
 
 
 def _views(neu: Dataset, *, is_quick: bool) -> OnViews:

@@ -57,7 +57,8 @@ def distilled(source: str, config: TrainConfig, dataset: Dataset, shares: Shares
         )
         return result.student.onnx
 
-    reads = {"config": str(dataclasses.replace(config, weights=None, masks=None)), "shares": str(weighed)}
+    told = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("weights", "masks")}
+    reads = {"config": str(told), "shares": str(weighed)}
     return PlannedRung(name="distilled", source=source, make=make, reads=reads)
 
 

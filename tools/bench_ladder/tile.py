@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from optimize.export import write_atomically
+from optimize.files import write_atomically
 from optimize.ladder import Budget, LadderOptions, RungFile, assess, climb, draw_ladder
 from optimize.prune.files import PruneConfig
 from tools.bench_frame import say
@@ -33,20 +34,18 @@ def tile_part(
     trainer: Trainer, tile: Dataset, weights: Path, work: Path, *, is_quick: bool
 ) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
     """The rungs below the best network of `tools/bench methods`, and one from which a class was taken."""
-    import dataclasses
-
     judge = dataclasses.replace(tile, samples=tuple(s for s in tile if s.split != "train"))
     top = RungFile(
         name="top",
         path=with_checkpoint(trainer("tile-best-0", best_config(weights, tile, 0, is_quick=is_quick), tile, judge)),
     )
     recipe = ladder_recipe(tile, OK)
-    epochs = 1 if is_quick else 20
+    epochs = 1 if is_quick else None
     cuts = [pruned("top", PruneConfig(keep_macs=k, recover_epochs=epochs, threads=1), tile.root) for k in KEEP]
     files = climb(top, [*cuts, *int8_of(["top", *(cut.name for cut in cuts)], recipe)], work / "ladder-tile")
     say("judging the rungs on test")
     options = LadderOptions(budget=Budget(max_drop=2.0), split="test", seconds=20, with_sheets=False)
-    ladder = assess([*files, _planted(top, ladder_classes(top), work)], tile, recipe, options)
+    ladder = assess([*files, _planted(top, _classes(top), work)], tile, recipe, options)
     write_atomically(work / "ladder-tile.png", draw_ladder(ladder))
     chosen = next((rung for rung in ladder.rungs if rung.name == ladder.choice.name), None)
     planted = next(rung for rung in ladder.rungs if rung.name == "planted")
@@ -59,7 +58,7 @@ def tile_part(
     }, rows_of("tile", ladder)
 
 
-def ladder_classes(rung: RungFile) -> tuple[str, ...]:
+def _classes(rung: RungFile) -> tuple[str, ...]:
     """In the order of the logits."""
     told = {entry.key: entry.value for entry in onnx.load(rung.path).metadata_props}
     return tuple(json.loads(told["classes"]))

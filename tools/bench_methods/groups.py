@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.data_split import group_pictures
 from optimize.dataset import data_digest, read_dataset
-from optimize.export import write_atomically
+from optimize.files import write_atomically
 from optimize.progress import SilentProgress
 from tools.bench_methods.splits import split_figures
 from tools.bench_quantize.figures import Figure

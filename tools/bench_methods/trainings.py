@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimize.dataset import Dataset, data_digest
-from optimize.export import write_atomically
+from optimize.files import write_atomically
 from optimize.folds import group_of
 
 if TYPE_CHECKING:

@@ -1,0 +1,43 @@
+"""The bundle of the rung that was taken: it runs that rung, and hides nothing that its build had said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent.bundle import open_bundle
+from optimize.ladder import RungFile, deploy
+from tests.kit.bundles import make_bundle
+
+TOP = RungFile(name="top", path=Path("top.onnx"))
+
+
+def int8_of_top(path: Path) -> RungFile:
+    return RungFile(name="top-int8", path=path, graph="cpu", made_from="top")
+
+
+def test_a_float_rung_runs_from_its_bundle_and_a_failed_gate_stays_failed(tmp_path: Path) -> None:
+    """Its INT8 graphs are still inside, and a device may be told to run them."""
+    made = make_bundle(tmp_path, gate_passed=False, gate_reasons=("INT8 loses 7 points",))
+
+    found = deploy("top", [TOP, int8_of_top(made.path)], tmp_path / "out-1.0.0.defect")
+
+    assert found is not None
+    manifest = open_bundle(found).manifest
+    assert manifest.cpu_graph == "fp32"
+    assert (manifest.gate_passed, manifest.gate_reasons) == (False, ("INT8 loses 7 points",))
+
+
+def test_an_int8_rung_is_the_bundle_that_it_came_in(tmp_path: Path) -> None:
+    """To the byte, when the bundle runs that graph already."""
+    made = make_bundle(tmp_path)
+
+    found = deploy("top-int8", [TOP, int8_of_top(made.path)], tmp_path / "out-1.0.0.defect")
+
+    assert found is not None
+    assert found.read_bytes() == made.path.read_bytes()
+
+
+def test_a_float_rung_without_a_bundle_gives_none(tmp_path: Path) -> None:
+    """Nothing is invented: `build` makes one."""
+    assert deploy("top", [TOP], tmp_path / "out-1.0.0.defect") is None
+    assert not list(tmp_path.iterdir())
