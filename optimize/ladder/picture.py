@@ -93,10 +93,10 @@ def _axes(canvas: Any, x_ends: tuple[float, float], y_ends: tuple[float, float],
         column = at(ms, 0)[0]
         cv2.line(canvas, (column, TOP), (column, HEIGHT - BOTTOM), GRID, 1)
         _text(canvas, f"{ms:g}", (column - 10, HEIGHT - BOTTOM + 18), 0.42)
-    for points in np.linspace(*y_ends, 7).tolist():
+    for points in _even_ticks(*y_ends):
         row = at(x_ends[0], points)[1]
         cv2.line(canvas, (LEFT, row), (WIDTH - RIGHT, row), GRID, 1)
-        _text(canvas, f"{points:+.2f}", (14, row + 4), 0.42)
+        _text(canvas, f"{points:+.3g}", (14, row + 4), 0.42)
     zero = at(x_ends[0], 0)[1]
     cv2.line(canvas, (LEFT, zero), (WIDTH - RIGHT, zero), FAINT, 1)
     _text(canvas, "ms", (WIDTH - RIGHT - 4, HEIGHT - BOTTOM + 18), 0.42)
@@ -107,6 +107,13 @@ def _ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     values = [float(f"{step}e{power}") for power in powers for step in (1, 2, 5)]
     return [value for value in values if low <= value <= high]
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten, about six of them."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 6))
+    step = next(times * power for times in (1, 2, 5, 10) if times * power >= (high - low) / 6)
+    return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _limits(canvas: Any, ladder: Ladder, x_ends: tuple[float, float], y_ends: tuple[float, float], at: Place) -> None:

@@ -47,11 +47,8 @@ def tile_part(
     options = LadderOptions(budget=Budget(max_drop=2.0), split="test", seconds=20, with_sheets=False)
     ladder = assess([*files, _planted(top, _classes(top), work)], tile, recipe, options)
     write_atomically(work / "ladder-tile.png", draw_ladder(ladder))
-    chosen = next((rung for rung in ladder.rungs if rung.name == ladder.choice.name), None)
     planted = next(rung for rung in ladder.rungs if rung.name == "planted")
-    silent = 0 if chosen is None else len(chosen.lost)
     return {
-        "tile_classes_lost": Figure(value=silent, low=None, high=None, why=ladder.choice.reason),
         "tile_planted_refused": Figure(
             value=float(not planted), low=None, high=None, why="; ".join(lost.sentence() for lost in planted.lost)
         ),
