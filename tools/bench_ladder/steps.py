@@ -15,7 +15,7 @@ from optimize.recipe import ClassRecipe, QuantizeRecipe, Recipe
 from tools.bench_frame import say
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from optimize.dataset import Dataset
@@ -91,7 +91,7 @@ def int8_of(sources: Sequence[str], recipe: Recipe) -> list[PlannedRung]:
     return [PlannedRung(name=f"{s}-int8", source=s, make=make, reads=reads, graph="cpu") for s in sources]
 
 
-def _told(name: str) -> object:
+def _told(name: str) -> Callable[[Progress], None]:
     def show(progress: Progress) -> None:
         if (record := progress.record) is not None:
             say(f"{name}: epoch {record.epoch}, val accuracy {record.val_accuracy:.4f}")
