@@ -19,7 +19,7 @@ from agent.verdict import Decision, Policy, Verdict, policy_from_config
 from tests.kit.bundles import kit_manifest
 from tests.kit.frames import WHITE, frame_of, plain_image
 
-FRAME = frame_of(plain_image(WHITE, width=640, height=480))
+FRAME = frame_of(plain_image(WHITE, width=640, height=512))
 CLASSES = (
     ClassSpec(name="scratch", severity="major", min_size_mm=2.0),
     ClassSpec(name="crack", severity="critical"),
@@ -115,8 +115,8 @@ def test_a_zone_that_was_drawn_for_a_larger_picture_is_an_error() -> None:
     verdict = judged(zones=(seal,))
 
     assert verdict.decision is Decision.ERROR
-    assert "seal reaches to 641, 200, but the picture has 640 x 480 px" in verdict.reason
-    edge = ZoneConfig(name="seal", box=(0, 0, 640, 480))
+    assert "seal reaches to 641, 200, but the picture has 640 x 512 px" in verdict.reason
+    edge = ZoneConfig(name="seal", box=(0, 0, 640, 512))
     assert judged(zones=(edge,)).decision is Decision.OK
 
 
