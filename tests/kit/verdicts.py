@@ -189,7 +189,8 @@ def judge_at(journal: Journal, sequence: int, clock: Clock, decision: Decision =
 
 
 def publish_all(journal: Journal) -> None:
-    """What a publisher does with a good broker."""
+    """What a publisher does with a good broker, once everything judged so far is on the disk."""
+    journal.flush()
     while rows := journal.outbox.pending(limit=1_000):
         journal.outbox.acknowledge([row.seq for row in rows])
         journal.flush()
