@@ -116,7 +116,11 @@ def _ranking(
     probe = Probe(images=picked, reference=reference, output=output)
     layers = [name for name in quantizer.layers if name in whole.plan.layers]
     return sensitivity(
-        lambda names: quantizer.quantize(whole.target, names).graph, layers, probe, limit=count, progress=progress
+        lambda names: quantizer.quantize(whole.target, names, is_fitted=False).graph,
+        layers,
+        probe,
+        limit=count,
+        progress=progress,
     )
 
 

@@ -113,7 +113,10 @@ def detect(boxes: Floats, scores: Floats, *, score: float = 0.25, nms_iou: float
 
 
 class _Reader:
-    """Decodes with the agent's code, with other limits than the bundle's; decoders are prepared once."""
+    """Decodes with the agent's code, with another suppression than the bundle's; decoders are prepared once.
+
+    Boxes vote from the bundle's own lowest score up, whatever score is asked for: a box must not move because of that.
+    """
 
     def __init__(self, spec: DetectionSpec) -> None:
         self._spec = spec
@@ -123,14 +126,16 @@ class _Reader:
         boxes, scores = outputs
         if scores.size == 0:
             return _only(EMPTY, [])
+        floor = score if self._spec.vote_iou is None else min(score, self._spec.score_above)
         n_classes = scores.shape[-1] - (self._spec.scores == "softmax")
-        key = (score, nms_iou, n_classes)
+        key = (floor, nms_iou, n_classes)
         if key not in self._decoders:
             spec = dataclasses.replace(
-                self._spec, score_above=score, nms_iou=nms_iou, max_findings=MAX_CANDIDATES, tiling=None
+                self._spec, score_above=floor, nms_iou=nms_iou, max_findings=MAX_CANDIDATES, tiling=None
             )
             self._decoders[key] = BoxDecoder(spec, n_classes)
-        return self._decoders[key](boxes, scores)
+        found = self._decoders[key](boxes, scores)
+        return _only(found, np.flatnonzero(found.scores >= score).tolist())
 
 
 def kept_share(

@@ -126,7 +126,7 @@ class Quantizer:
         self._progress = progress or SilentProgress()
         self._heads = model.heads or (model.logits,)
         self._spans: dict[Target, dict[str, Span]] = {}
-        self._solutions: dict[Target, Solution] = {}
+        self._solutions: dict[tuple[Target, frozenset[str], bool], Solution] = {}
         self._progress.step("preparing the float graph")
         prepared = prepare(model.proto, str(model.path))
         self._bytes_in = find_byte_input(Graph(prepared), model.input.name)
@@ -141,15 +141,19 @@ class Quantizer:
         plan = self._plan("cpu")
         return tuple(node.name for node in self.graph.nodes if node.name in plan.layers)
 
-    def quantize(self, target: Target, in_float: frozenset[str] = frozenset()) -> IntegerGraph:
+    def quantize(
+        self, target: Target, in_float: frozenset[str] = frozenset(), *, is_fitted: bool = True
+    ) -> IntegerGraph:
         """Make a target's graph.
 
         Args:
             target: `cpu` or `trt`.
-            in_float: layers that must stay float; the numbers of the others do not change by it.
+            in_float: layers that must stay float.
+            is_fitted: weights and biases make up for the errors of the layers before them, so they are fitted anew for
+                each `in_float`. False rounds each layer by itself: quick, for comparing layers.
         """
         plan = self._plan(target, in_float)
-        emitted = emit(self.graph, plan, self._covering(plan))
+        emitted = emit(self.graph, plan, self._solution(plan, is_fitted=is_fitted))
         joined = target == "cpu" and self._bytes_in is not None and join_byte_input(emitted, self._bytes_in)
         del emitted.metadata_props[:]
         emitted.metadata_props.extend(self.model.proto.metadata_props)
@@ -185,25 +189,31 @@ class Quantizer:
     def _plan(self, target: Target, in_float: frozenset[str] = frozenset()) -> Plan:
         return place(self.graph, self.zones, target, in_float)
 
-    def _covering(self, plan: Plan) -> Solution:
-        """The target's solution, with grids for tensors that only this plan quantizes."""
-        target = plan.target
-        if target not in self._solutions:
-            self._solutions[target] = self._solved(self._plan(target))
-        solution = self._solutions[target]
-        missing = [name for name in _tensors(plan) if name not in solution.grids]
-        if not missing:
-            return solution
-        found = self._collected(self.graph, self._picked(EQUALIZE_PICTURES), missing)
-        grids = {name: _grid(_minmax(stats, target), target) for name, stats in found.items()}
-        return dataclasses.replace(solution, grids={**solution.grids, **grids})
+    def _solution(self, plan: Plan, *, is_fitted: bool) -> Solution:
+        """The numbers of a plan; only the last that was made for layers in float is kept."""
+        key = (plan.target, plan.layers, is_fitted)
+        if key not in self._solutions:
+            whole = self._plan(plan.target).layers
+            for old in [old for old in self._solutions if old[0] == plan.target and old[1] != whole]:
+                del self._solutions[old]
+            self._solutions[key] = self._solved(plan, is_fitted=is_fitted)
+        return self._solutions[key]
 
-    def _solved(self, plan: Plan) -> Solution:
-        spans = self.spans(plan.target)
-        grids = {name: _grid(span, plan.target) for name, (_, span) in spans.items()}
-        tuning = Tuning(correction=self.options.correction, weight_bits=self.options.weight_bits)
-        pictures = self._picked(self._walk_length())
-        return solve(self.graph, plan, {**grids, **self._fixed(plan.target)}, pictures, tuning, progress=self._progress)
+    def _solved(self, plan: Plan, *, is_fitted: bool) -> Solution:
+        correction = self.options.correction if is_fitted else "none"
+        tuning = Tuning(correction=correction, weight_bits=self.options.weight_bits)
+        pictures = self._picked(self._walk_length()) if correction != "none" else []
+        return solve(self.graph, plan, self._grids(plan), pictures, tuning, progress=self._progress)
+
+    def _grids(self, plan: Plan) -> dict[str, Affine]:
+        """Of every tensor that a plan quantizes: with layers in float some that the whole graph does not."""
+        spans = {name: span for name, (_, span) in self.spans(plan.target).items()}
+        fixed = self._fixed(plan.target)
+        missing = [name for name in _tensors(plan) if name not in spans and name not in fixed]
+        if missing:
+            found = self._collected(self.graph, self._picked(EQUALIZE_PICTURES), missing)
+            spans |= {name: _minmax(stats, plan.target) for name, stats in found.items()}
+        return {name: _grid(span, plan.target) for name, span in spans.items()} | fixed
 
     def _chosen(self, stats: Mapping[str, TensorStats], target: Target) -> dict[str, Span]:
         method = self.options.method

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from agent.bundle.detection import DetectionSpec
 from optimize.errors import ModelError
 from optimize.quantize.kept import KeptShare, box_iou, decode_v8, detect, kept_share
 
@@ -187,3 +188,13 @@ def test_a_box_without_area_overlaps_nothing() -> None:
     boxes = np.array([[5, 5, 5, 9], [9, 9, 3, 3], [0, 0, 10, 10]], np.float32)
 
     assert box_iou(boxes, boxes).tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_a_graph_keeps_all_of_its_own_detections_where_boxes_vote() -> None:
+    """A box below the threshold moves the box of a defect above it; it must move it on both sides, or neither."""
+    outputs = [pair((BOX, 0, 0.9), (shifted(BOX, 8), 0, 0.23), (FAR, 1, 0.3), (shifted(FAR, 11), 1, 0.22))]
+    spec = DetectionSpec(boxes="corners", scores="probability", score_above=0.01, vote_iou=0.6)
+
+    found = kept_share(outputs, outputs, iou=0.98, spec=spec)
+
+    assert (found.total, found.kept, found.invented) == (2, 2, 0)

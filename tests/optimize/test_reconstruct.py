@@ -188,6 +188,36 @@ def test_correcting_makes_no_topology_worse(name: str, tmp_path: Path) -> None:
     assert found["weights"] > found["none"] - 0.5
 
 
+def faint() -> onnx.ModelProto:
+    """Edges of a bright and nearly even picture: eight bits hold little of them, and the last layer makes up for it."""
+    rng = np.random.default_rng(0)
+    net = Net()
+    last = net.feature("x", "stem", (3, WIDTH), stride=2)
+    net.constant("stem.weight", 0.003 * rng.normal(size=(WIDTH, 3, 3, 3)))
+    net.constant("stem.bias", np.full(WIDTH, 3.0))
+    edges = net.feature(last, "edges", (WIDTH, WIDTH))
+    weights = rng.normal(size=(WIDTH, WIDTH, 3, 3))
+    net.constant("edges.weight", 5 * (weights - weights.mean(axis=(1, 2, 3), keepdims=True)))
+    net.constant("edges.bias", np.zeros(WIDTH))
+    return net.classify(net.feature(edges, "last", (WIDTH, WIDTH)))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_layers_behind_one_in_float_make_up_for_nothing_that_is_not_there(target: Target, tmp_path: Path) -> None:
+    """Seen on a detector: 19 dB in INT8, and 5 dB with the worst layer in float, fitted to errors that were gone."""
+    options = QuantizeOptions(equalize="none", method="minmax")
+    quantizer = Quantizer(saved(faint(), tmp_path / "m.onnx"), pictures(32), options)
+    fresh = pictures(32, seed=45)
+    wanted = run(quantizer.graph.model.SerializeToString(), fresh)
+
+    whole, partly = (
+        snr(wanted, run(quantizer.quantize(target, in_float).graph, fresh))
+        for in_float in (frozenset(), frozenset({"stem", "edges"}))
+    )
+
+    assert partly > whole + 1
+
+
 def wide() -> onnx.ModelProto:
     """Wide enough that a linear algebra library shares its work among threads."""
     net = Net()
