@@ -20,10 +20,10 @@ from agent.errors import ImageError
 from optimize.calibration import FittedImages
 from optimize.dataset import Dataset, Sample, read_image
 from optimize.detection_metrics import ImageBoxes, mean_precision
-from optimize.errors import DataError
+from optimize.errors import DataError, ModelError
 from optimize.progress import Progress, SilentProgress
 from optimize.quantize.interpret import session_of
-from optimize.quantize.kept import KeptShare, kept_share
+from optimize.quantize.kept import FINDING, KeptShare, kept_share
 from optimize.quantize.model import FloatModel, bytes_from_model
 from optimize.quantize.place import Target
 from optimize.quantize.sensitivity import snr_db
@@ -84,6 +84,7 @@ class Judge:
 
     Raises:
         DataError: no picture can be read.
+        ModelError: a detector finds nothing in any of them.
     """
 
     def __init__(
@@ -106,6 +107,12 @@ class Judge:
         self._truths = list(_truths(samples, index, model.input)) if self._is_detector else []
         self._n_classes = len(classes)
         self.reference = self.outputs(bytes_from_model(model.proto), is_fused=True)
+        if self._is_detector and not self._kept(self.reference).total:
+            raise ModelError(
+                f"{model.path}: finds nothing with a score of {FINDING:g} or more in {len(samples)} val pictures, so what "
+                "INT8 loses can't be seen",
+                hint="train it longer, or give val pictures with defects (--val)",
+            )
 
     def outputs(self, graph: bytes, *, is_fused: bool) -> list[Outputs]:
         """Run a graph over the pictures.
@@ -146,11 +153,14 @@ class Judge:
         )
 
     def _detector_loss(self, found: Sequence[Outputs], snr: float) -> Loss:
-        before, after = ([(boxes, scores) for boxes, scores in side] for side in (self.reference, found))
-        kept = kept_share(before, after, spec=self._model.detection)
+        kept = self._kept(found)
         best, map50 = self.map50, self._map50(found)
         lost = 1 - kept.share_given if best is None or map50 is None else best - map50
         return Loss(drop_points=round(100 * lost, 6), snr_db=snr, n=len(found), kept=kept, map50=map50)
+
+    def _kept(self, found: Sequence[Outputs]) -> KeptShare:
+        before, after = ([(boxes, scores) for boxes, scores in side] for side in (self.reference, found))
+        return kept_share(before, after, spec=self._model.detection)
 
     @functools.cached_property
     def map50(self) -> float | None:

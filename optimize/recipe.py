@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from agent.bundle.detection import TILE_PX
 from agent.bundle.manifest import NAME_PATTERN, Anchor, PolicySpec, Resize, Severity
 from agent.config import config_from_mapping, read_yaml
 from agent.errors import BundleError, ConfigError
@@ -168,7 +169,7 @@ class DetectorRecipe:
     max_findings: int | None = _key(None, low=1, high=1000)
     vote_iou: float | None = _key(None, low=0.3, high=1)
     pixel_mm: float | None = _key(None, low=1e-6, high=1000)
-    tile_px: int | None = _key(None, low=32, high=16_384)
+    tile_px: int | None = _key(None, low=TILE_PX[0], high=TILE_PX[1])
     tile_overlap: float = _key(0.2, low=0, high=0.5)
     tile_with_whole: bool = True
     check: Literal["refuse", "warn"] = "refuse"
@@ -185,6 +186,8 @@ class LadderRecipe:
         max_latency_ms: largest median of one inference, in milliseconds, here or in the device's profile.
         max_size_mb: largest graph, in millions of bytes.
         max_escape: largest escape rate, 0 to 1, that its 95 % upper bound may reach.
+        recover_epochs: passes over the calibration pictures that an INT8 network gets which breaks max_drop, or loses a
+            class, though its float network does not; None takes some hundred steps' worth, 0 recovers none.
     """
 
     student: str = _key("", pattern=r"[A-Za-z0-9_.+-]*")
@@ -193,6 +196,7 @@ class LadderRecipe:
     max_latency_ms: float | None = _key(None, low=1e-3, high=1e6)
     max_size_mb: float | None = _key(None, low=1e-3, high=1e6)
     max_escape: float | None = _key(None, low=0, high=1)
+    recover_epochs: int | None = _key(None, low=0, high=10_000)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -422,6 +426,8 @@ ladder:                  # for `defect-opt ladder`: it takes the fastest network
   max_latency_ms: null   # largest median of one inference, here or in the device's profile (--profile)
   max_size_mb: null      # largest graph, in millions of bytes
   max_escape: null       # largest escape rate, 0 to 1; its 95 % upper bound must not lie above
+  recover_epochs: null   # an INT8 network that breaks max_drop or loses a class, though its float one does not, is
+                         # recovered while it rounds: so many passes over calib; 0 never, empty some hundred steps
 
 seed: 0                  # for every choice that chance makes
 threads: 1               # CPU threads of one inference, while measuring

@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 from agent.errors import BundleError
 
 __all__ = [
+    "TILE_PX",
     "BoxCoding",
     "DetectionSpec",
     "PriorLevel",
@@ -39,6 +40,9 @@ MAX_PRIORS = 2_000_000
 """Ten times what a RetinaNet has at 800 x 1333 px; more is a mistake, or a bundle made to eat the device's memory."""
 
 MAX_PX = 16_384.0
+
+TILE_PX = (32, 16_384)
+"""The smallest and the largest side of a tile: here, in the recipe and in training."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +100,7 @@ class Tiling:
     with_whole: bool = True
 
     def __post_init__(self) -> None:
-        _within("tiling: tile_px", self.tile_px, 32, MAX_PX)
+        _within("tiling: tile_px", self.tile_px, *TILE_PX)
         _within("tiling: overlap", self.overlap, 0.0, 0.5)
 
 

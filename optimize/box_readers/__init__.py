@@ -73,12 +73,15 @@ def read_boxes(
         listed = read_dataset(table or root, has_splits=has_splits, group_by=group_by)
         root = listed.root
     elif group_by:
-        raise DataError(f"{root}: has no {CSV_NAME}, so no column {group_by!r} to group by")
+        raise DataError(
+            f"{root}: has no {CSV_NAME}, so no column {group_by!r} to group by",
+            hint=f"write {CSV_NAME} with file,class,split,{group_by}, or leave the grouping out",
+        )
     folder = open_folder(root)
     found = _read(folder, given)
     samples = _own(folder, found, has_splits=has_splits) if listed is None else _joined(listed, found)
     if not samples:
-        raise DataError(f"{root}: no image found", hint=f"expected images with {_FORMS}")
+        raise DataError(f"{root}: no image found", hint=f"give a folder with images and {_FORMS}")
     classes = sorted({box.class_name for sample in samples for box in sample.boxes or ()})
     if not classes and needs_boxes:
         raise DataError(f"{root}: no box on any of {len(samples)} images", hint="outline the defects on some of them")
@@ -153,7 +156,10 @@ def _read(folder: Folder, given: Path | None) -> FoundSet:
         return read_voc(folder)
     if form == "yolo":
         return read_yolo(folder)
-    raise DataError(f"{folder.root}: nothing outlines defects in these images", hint=f"expected {_FORMS}")
+    raise DataError(
+        f"{folder.root}: nothing outlines defects in these images",
+        hint=f"add {_FORMS}, or give the folder that has them",
+    )
 
 
 def _own(folder: Folder, found: FoundSet, *, has_splits: bool) -> list[Sample]:

@@ -66,7 +66,9 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+        raise DataError(
+            f"{path}: can't be read ({error.strerror})", hint=f"chmod +r {path}, or copy it again"
+        ) from error
 
 
 class _Places:

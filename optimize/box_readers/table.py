@@ -12,7 +12,7 @@ from optimize.box_readers.sizes import picture_size
 from optimize.errors import DataError
 from optimize.paths import path_below
 from optimize.samples import LabelledBox
-from optimize.splits_csv import open_table
+from optimize.splits_csv import SplitTable, open_table
 
 __all__ = ["BOXES_CSV", "EDGES", "read_boxes_csv"]
 
@@ -30,7 +30,7 @@ def read_boxes_csv(folder: Folder, path: Path) -> FoundSet:
     Raises:
         DataError: with the line that can't be used.
     """
-    table = open_table(path, required=("file", "class", *EDGES), form="file,class,xmin,ymin,xmax,ymax")
+    table = _table(path)
     boxes: dict[str, list[LabelledBox]] = {}
     sizes: dict[str, tuple[int, int] | None] = {}
     for line, row in table.rows:
@@ -53,6 +53,14 @@ def read_boxes_csv(folder: Folder, path: Path) -> FoundSet:
         for file, found in boxes.items()
     ]
     return FoundSet(form=BOXES_CSV, images=tuple(images))
+
+
+def _table(path: Path) -> SplitTable:
+    try:
+        return open_table(path, required=("file", "class", *EDGES), form="file,class,xmin,ymin,xmax,ymax")
+    except DataError as error:
+        hint = error.hint or "name the columns so; a line is one box in pixels, such as a.png,scratch,10,20,40,35"
+        raise DataError(error.message, hint=hint) from error
 
 
 def _edges(where: str, cells: dict[str, str]) -> tuple[float, float, float, float]:

@@ -33,6 +33,8 @@ MAX_BYTES = 16_000_000
 
 MAX_DEPTH = 50
 
+NO_VOC = "is it Pascal VOC? export it again"
+
 
 def looks_like_voc(folder: Folder) -> bool:
     """Whether there is an XML file that begins like an annotation, or can't be read; cameras leave others behind."""
@@ -144,7 +146,10 @@ def _parse(path: Path) -> Element:
         nonlocal depth
         depth += 1
         if depth > MAX_DEPTH:
-            raise DataError(f"{path}: line {parser.CurrentLineNumber}: more than {MAX_DEPTH} elements deep")
+            raise DataError(
+                f"{path}: line {parser.CurrentLineNumber}: more than {MAX_DEPTH} elements deep",
+                hint=NO_VOC,
+            )
         builder.start(tag, attributes)
 
     def end(tag: str) -> None:
@@ -164,11 +169,13 @@ def _parse(path: Path) -> Element:
     try:
         data = path.read_bytes()
         if len(data) > MAX_BYTES:
-            raise DataError(f"{path}: {len(data):,} bytes, expected {MAX_BYTES:,} at most")
+            raise DataError(f"{path}: {len(data):,} bytes, expected {MAX_BYTES:,} at most", hint=NO_VOC)
         parser.Parse(data, True)
         return builder.close()
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+        raise DataError(
+            f"{path}: can't be read ({error.strerror})", hint=f"chmod +r {path}, or copy it again"
+        ) from error
     except (expat.ExpatError, ValueError, LookupError) as error:
         raise DataError(f"{path}: not well-formed XML ({error})", hint="export or copy it again") from error
 

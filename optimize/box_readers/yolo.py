@@ -132,7 +132,9 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read as UTF-8 text ({error})") from error
+        raise DataError(
+            f"{path}: can't be read as UTF-8 text ({error})", hint="save it as UTF-8, or copy it again"
+        ) from error
 
 
 def _names(path: Path, raw: Any, count: Any) -> dict[int, str]:
@@ -214,7 +216,10 @@ def _boxes(path: Path, names: dict[int, str], picture: Path) -> Iterator[Labelle
         try:
             values = [float(cell) for cell in cells]
         except ValueError:
-            raise DataError(f"{where}: got {' '.join(cells)[:60]!r}, expected numbers") from None
+            raise DataError(
+                f"{where}: got {' '.join(cells)[:60]!r}, expected numbers",
+                hint="a line is: class number, centre x, centre y, width, height, in parts of the picture",
+            ) from None
         if values[0] not in names:
             known = f"0 to {max(names)}" if set(names) == set(range(len(names))) else str(sorted(names))
             raise DataError(f"{where}: class: got {cells[0]}, expected {known}", hint="correct it, or complete `names`")

@@ -110,7 +110,9 @@ def _draw(path: Path, found: Comparison) -> None:
     try:
         path.write_bytes(draw_comparison(found))
     except OSError as error:
-        raise OptimizeError(f"--out: {path} can't be written ({error.strerror})") from error
+        raise OptimizeError(
+            f"--out: {path} can't be written ({error.strerror})", hint="give a folder that is yours"
+        ) from error
 
 
 def _noted(
@@ -148,7 +150,8 @@ def _noted(
 
 def _lines(found: Comparison, split: str | None, uses: PriorUses | None) -> Iterator[str]:
     where = f" of {split}" if split else ""
-    yield f"{found.n} {found.noun}{where}, {found.groups} groups; {_operating(found)}"
+    yield f"{found.n} {found.noun}{where}, {found.groups} groups"
+    yield found.limits_text
     yield ""
     yield from _table(found)
     yield ""
@@ -157,14 +160,6 @@ def _lines(found: Comparison, split: str | None, uses: PriorUses | None) -> Iter
         yield f"note: {note}"
     if uses is not None:
         yield f"note: {uses.sentence()}"
-
-
-def _operating(found: Comparison) -> str:
-    if found.rate is None:
-        return "each bundle at its own limit"
-    if found.unit == "box":
-        return f"limits for {found.rate:.2f} false boxes per picture on {found.limits_from}"
-    return f"limits for {found.rate:.2%} overkill on {found.limits_from}"
 
 
 def _table(found: Comparison) -> Iterator[str]:

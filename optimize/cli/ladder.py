@@ -12,8 +12,9 @@ from agent.console import DONE, FAILED, number, print_json
 from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
+    from optimize.cli.ladder_plan import Plan
     from optimize.dataset import Dataset
-    from optimize.ladder import Ladder, PlannedRung, Rung, RungFile
+    from optimize.ladder import Ladder, Rung, RungFile
     from optimize.ledger import PriorUses
     from optimize.progress import Progress
     from optimize.recipe import Recipe
@@ -30,9 +31,12 @@ EPILOG = """examples:
 
 Rungs are made in WORK/steps, each once: run it again and only what changed is done. All are judged on the same images,
 paired with the top, and timed in turn here, or by --profile, which `defect-agent bench --profile` makes on the device.
-A rung that loses a class is refused by name. What is not given comes from `ladder:` in defect-opt.yaml. WORK gets
-ladder.json, ladder.png, sheets/RUNG.png (the pictures that a rung judges otherwise, with heatmaps) and the bundle of
-the rung that was taken. Exit code 1: no rung keeps every limit; the nearest is named, and what it breaks by how much.
+A rung that loses a class is refused by name. An INT8 rung that loses one, or more than --max-drop, though its float
+network does not, is the last resort's: it is recovered while it rounds, without labels, and quantized again.
+
+What is not given comes from `ladder:` in defect-opt.yaml. WORK gets ladder.json, ladder.png, sheets/RUNG.png (the
+pictures that a rung judges otherwise, with heatmaps) and the bundle of the rung that was taken. Exit code 1: no rung
+keeps every limit; the nearest is named, and what it breaks by how much.
 """
 
 
@@ -53,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-latency-ms", type=number(float, 1e-3, 1e6), metavar="MS", help="largest median of one inference")
     add("--max-size-mb", type=number(float, 1e-3, 1e6), metavar="MB", help="largest graph")
     add("--max-escape", type=number(float, 0, 1), metavar="R", help="largest escape rate, by its 95 %% upper bound")
+    add("--recover-epochs", type=number(int, 0, 10_000), metavar="N", help="last resort for INT8: passes (0: none)")
     add("--profile", type=Path, metavar="P.json", help="a device's timings, from `defect-agent bench --profile`")
     add("--split", default="val", choices=("calib", "val", "test"), help="what rungs are judged on (val)")
     add("--threads", type=number(int, 1, 256), metavar="N", help="CPU threads of one inference (1)")
@@ -80,12 +85,12 @@ def run(args: argparse.Namespace) -> int:
     with open_progress() as progress:
         dataset = _read(recipe, top)
         _check_data(args, recipe, dataset)
-        plan = _plan(args, top, recipe, progress)
-        _check_names([top.name, *(planned.name for planned in plan), *(file.name for file in more)])
-        files = (*climb(top, plan, work, progress), *more)
-        ladder = assess(files, dataset, recipe, options, progress=progress)
-    bundle = _write(ladder, files, work, _out(args, recipe, top, work))
-    uses = _noted(args, ladder, dataset, files)
+        plan = _plan(args, top, recipe, work, progress)
+        _check_names([top.name, *(planned.name for planned in plan.rungs), *(file.name for file in more)])
+        files = (*climb(top, plan.rungs, work, progress), *more)
+        ladder = assess(files, dataset, recipe, options, again=plan.again, progress=progress)
+    bundle = _write(ladder, work, _out(args, recipe, top, work))
+    uses = _noted(args, ladder, dataset)
     if args.json:
         document = {**ladder.to_json(), "data": str(dataset.root), "bundle": None if bundle is None else str(bundle)}
         print_json({**document, "test_uses": None if uses is None else dataclasses.asdict(uses)})
@@ -107,7 +112,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
             "threads": ("--threads", args.threads),
         },
     )
-    keys = ("student", "max_drop", "max_latency_ms", "max_size_mb", "max_escape")
+    keys = ("student", "max_drop", "max_latency_ms", "max_size_mb", "max_escape", "recover_epochs")
     given: dict[str, Any] = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
     if args.keep_macs is not None:
         given["keep_macs"] = tuple(args.keep_macs)
@@ -190,13 +195,13 @@ def _check_names(names: list[str]) -> None:
         raise OptimizeError(f"--rung: there is a rung called {twice} already", hint="give it another name")
 
 
-def _plan(args: argparse.Namespace, top: RungFile, recipe: Recipe, progress: Progress) -> list[PlannedRung]:
+def _plan(args: argparse.Namespace, top: RungFile, recipe: Recipe, work: Path, progress: Progress) -> Plan:
     from optimize.cli.ladder_plan import Wanted, planned_rungs
 
     wanted = Wanted(
         recipe=recipe, distill=args.distill, prune=args.prune, has_int8=not args.no_int8, ledger=args.ledger
     )
-    return planned_rungs(top, wanted, progress)
+    return planned_rungs(top, wanted, work, progress)
 
 
 def _out(args: argparse.Namespace, recipe: Recipe, top: RungFile, work: Path) -> Path:
@@ -206,7 +211,7 @@ def _out(args: argparse.Namespace, recipe: Recipe, top: RungFile, work: Path) ->
     return args.out or work / f"{name}-{recipe.version}.defect"
 
 
-def _write(ladder: Ladder, files: tuple[RungFile, ...], work: Path, out: Path) -> Path | None:
+def _write(ladder: Ladder, work: Path, out: Path) -> Path | None:
     """Report, plot, sheets, and the bundle of the rung that was taken."""
     import json
 
@@ -214,7 +219,8 @@ def _write(ladder: Ladder, files: tuple[RungFile, ...], work: Path, out: Path) -
     from optimize.ladder import deploy, draw_ladder
 
     hint = "choose another --work"
-    bundle = None if ladder.choice.name is None else deploy(ladder.choice.name, files, out)
+    taken = next((rung for rung in ladder.rungs if rung.name == ladder.choice.name), None)
+    bundle = None if taken is None else deploy(taken, ladder.files, out)
     told = {**ladder.to_json(), "bundle": None if bundle is None else str(bundle)}
     text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(work / "ladder.json", f"{text}\n".encode(), hint=hint)
@@ -226,7 +232,7 @@ def _write(ladder: Ladder, files: tuple[RungFile, ...], work: Path, out: Path) -
     return bundle
 
 
-def _noted(args: argparse.Namespace, ladder: Ladder, dataset: Dataset, files: tuple[RungFile, ...]) -> PriorUses | None:
+def _noted(args: argparse.Namespace, ladder: Ladder, dataset: Dataset) -> PriorUses | None:
     """Note the run in the ledger; gives how often a test split was judged before, None for another split."""
     import sys
 
@@ -247,9 +253,9 @@ def _noted(args: argparse.Namespace, ladder: Ladder, dataset: Dataset, files: tu
     entry = Entry(
         command="ladder",
         data=(DataUse(path=str(dataset.root), sha256=digest, splits=dict(judged.splits) or {"all": len(judged)}),),
-        inputs=tuple(file_of(file.path) for file in files),
+        inputs=tuple(file_of(file.path) for file in ladder.files),
         figures={"chosen": ladder.choice.name, "n": ladder.rungs[0].n, "rungs": figures},
-        model=f"ladder of {files[0].path.name}",
+        model=f"ladder of {ladder.files[0].path.name}",
     )
     record(entry, args.ledger)
     return uses
@@ -289,8 +295,16 @@ def _table(ladder: Ladder) -> Iterator[str]:
         f"{'M MACs':>8}  {'k par.':>8}  {'MB':>6}  {'ms':>8}  faster"
     )
     for rung in ladder.rungs:
-        marks = ("* " if rung.name == ladder.choice.name else "") + ("front" if rung.name in ladder.front else "")
-        yield f"{rung.name:{width}}  {_figures(rung)}  {_cost(rung, ladder)}  {marks}".rstrip()
+        yield f"{rung.name:{width}}  {_figures(rung)}  {_cost(rung, ladder)}  {' '.join(_marks(rung, ladder))}".rstrip()
+
+
+def _marks(rung: Rung, ladder: Ladder) -> Iterator[str]:
+    if rung.name == ladder.choice.name:
+        yield "*"
+    if rung.name in ladder.front:
+        yield "front"
+    if rung.recovery is not None:
+        yield "recovered" if rung.recovery.is_kept else "not recovered"
 
 
 def _figures(rung: Rung) -> str:

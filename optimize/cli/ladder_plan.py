@@ -21,11 +21,14 @@ from optimize.errors import OptimizeError
 if TYPE_CHECKING:
     from agent.bundle.manifest import Task
     from optimize.dataset import Dataset
-    from optimize.ladder import PlannedRung, RungFile, Step
+    from optimize.ladder import Again, PlannedRung, RungFile, Step
     from optimize.progress import Progress
     from optimize.recipe import Recipe
 
-__all__ = ["Wanted", "planned_rungs", "read_set"]
+__all__ = ["Plan", "Wanted", "planned_rungs", "read_set"]
+
+RECOVERY_IMAGES = 500
+"""Pictures that a network is recovered on while it rounds, at most; as many as `defect-opt prune` takes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +50,21 @@ class Wanted:
     ledger: Path | None = None
 
 
-def planned_rungs(top: RungFile, wanted: Wanted, progress: Progress) -> list[PlannedRung]:
-    """The rungs below the top, in the order in which they are made.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is made below the top.
+
+    Attributes:
+        rungs: in the order in which they are made.
+        again: makes an INT8 rung once more, recovered while rounding; None where none may be.
+    """
+
+    rungs: tuple[PlannedRung, ...]
+    again: Again | None
+
+
+def planned_rungs(top: RungFile, wanted: Wanted, work: Path, progress: Progress) -> Plan:
+    """The rungs below the top, and the last resort.
 
     Raises:
         OptimizeError: data that steps need are not given or can't be read.
@@ -70,13 +86,45 @@ def planned_rungs(top: RungFile, wanted: Wanted, progress: Progress) -> list[Pla
         make = _command("prune", "--model", [*flags, *places], wanted.ledger)
         name = f"pruned-{share:g}"
         plan.append(PlannedRung(name=name, source=base, make=make, reads={**digests, "flags": _told(flags)}))
+    again: Again | None = None
     if wanted.has_int8:
         is_float = top.path.suffix.lower() == ".onnx"
         sources = [*([top.name] if is_float else []), *(planned.name for planned in plan)]
         reads = {**digests, "recipe": _settings(recipe)}
         made = _int8(recipe, top, progress)
         plan += [PlannedRung(name=f"{s}-int8", source=s, make=made, reads=reads, graph="cpu") for s in sources]
-    return plan
+        if ladder.recover_epochs != 0:
+            again = _again(recipe, reads, made, work, progress)
+    return Plan(rungs=tuple(plan), again=again)
+
+
+def _again(recipe: Recipe, reads: Mapping[str, str], int8: Step, work: Path, progress: Progress) -> Again:
+    """The float network recovered while rounding, and quantized as the first time; each a step that is done once."""
+    from optimize.ladder import PlannedRung, climb
+
+    def make(source: Path, folder: Path) -> Path:
+        from optimize.calibration import Selection
+        from optimize.ladder.rounded_file import recover_rounded_file
+
+        out, calib = folder / "model.onnx", recipe.calib or recipe.data
+        assert calib is not None
+        selection = Selection(limit=RECOVERY_IMAGES, seed=recipe.seed)
+        epochs = recipe.ladder.recover_epochs
+        recover_rounded_file(
+            source, calib, out, data=recipe.data, epochs=epochs, selection=selection, progress=progress
+        )
+        return out
+
+    def again(source: RungFile) -> RungFile:
+        name = f"{source.name}-rounded"
+        own = {**reads, "recover_epochs": str(recipe.ladder.recover_epochs)}
+        plan = (
+            PlannedRung(name=name, source=source.name, make=make, reads=own),
+            PlannedRung(name=f"{name}-int8", source=name, make=int8, reads=reads, graph="cpu"),
+        )
+        return climb(source, plan, work, progress)[-1]
+
+    return again
 
 
 def _int8(recipe: Recipe, top: RungFile, progress: Progress) -> Step:

@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.console import DONE, print_json
-from agent.errors import MissingExtra
 from optimize.cli.bars import open_training
-from optimize.cli.train_detector import BOX_FLAGS, add_box_arguments, refuse_foreign, run_detector
+from optimize.cli.train_detector import BOX_FLAGS, add_box_arguments, run_detector
+from optimize.cli.train_needs import (
+    find_torch,
+    refuse_foreign,
+    refuse_missing_weights,
+    refuse_other_task,
+    require_torch,
+)
 from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
     from optimize.card import CardFiles
+    from optimize.dataset import Dataset
     from optimize.train import EpochRecord, TrainResult
     from optimize.train_config import TrainConfig
 
@@ -164,44 +171,37 @@ def run(args: argparse.Namespace) -> int:
         raise OptimizeError("train: --data DIR is missing", hint="defect-opt train --data DIR --out model.onnx")
     if args.ensemble and args.cv is None:
         raise OptimizeError("ensemble: joins the networks of a cross-validation", hint="add --cv 5")
-    require_torch()
+    find_torch()
+    refuse_other_task(args)
+    if args.preview is None and args.out.is_dir():
+        raise OptimizeError(f"out: {args.out} is a folder, expected a file", hint=f"--out {args.out / 'model.onnx'}")
     return run_detector(args) if args.task == "detect" else _run_classifier(args)
 
 
-def require_torch() -> None:
-    """See that torch is there, before anything is read.
-
-    Raises:
-        MissingExtra: it is not.
-    """
-    # Threads that wait spin by default: with other work on the machine that is three times slower (measured: 26
-    # against 8 pictures/s on 2 cores). Must be set before torch loads its OpenMP.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        import torch  # noqa: F401 - says early, and in one place, that it is missing
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"the Python package {error.name} is not installed, and training needs it",
-            hint="pip install -e '.[train]' in the checkout of defect-agent",
-        ) from error
-
-
 def _run_classifier(args: argparse.Namespace) -> int:
+    """What a user can get wrong is looked at first, as loading torch takes seconds."""
     refuse_foreign(args, BOX_FLAGS, "is for a detector", "add --task detect, or leave it out")
     config = config_from_arguments(args)
+    refuse_missing_weights(config.weights, config.arch)
+    from optimize.dataset import read_dataset
+    from optimize.trainset import train_and_val
+
+    dataset = read_dataset(args.data)
+    if args.preview is None and args.cv is None:
+        train_and_val(dataset, config.seed)  # a set that can't be trained on is told now
+    require_torch()
     if args.preview is not None:
-        return _preview(config, args)
+        return _preview(config, dataset, args)
     if args.cv is not None:
         from optimize.cli.cross_validation import run_cross_validation
 
         return run_cross_validation(args, config)
     if int(os.environ.get("RANK", "0")) > 0:
-        from optimize.dataset import read_dataset
         from optimize.train import join
 
-        join(config, read_dataset(args.data), args.out, workdir=args.workdir)
+        join(config, dataset, args.out, workdir=args.workdir)
         return DONE
-    return _train(config, args)
+    return _train(config, dataset, args)
 
 
 def config_from_arguments(args: argparse.Namespace) -> TrainConfig:
@@ -254,11 +254,10 @@ def config_from_arguments(args: argparse.Namespace) -> TrainConfig:
     )
 
 
-def _preview(config: TrainConfig, args: argparse.Namespace) -> int:
-    from optimize.dataset import read_dataset
+def _preview(config: TrainConfig, dataset: Dataset, args: argparse.Namespace) -> int:
     from optimize.preview import write_preview
 
-    n = write_preview(config, read_dataset(args.data), args.preview)
+    n = write_preview(config, dataset, args.preview)
     if args.json:
         print_json({"preview": str(args.preview), "pictures": n})
     else:
@@ -266,16 +265,14 @@ def _preview(config: TrainConfig, args: argparse.Namespace) -> int:
     return DONE
 
 
-def _train(config: TrainConfig, args: argparse.Namespace) -> int:
+def _train(config: TrainConfig, dataset: Dataset, args: argparse.Namespace) -> int:
     from optimize.card import report_from_result, write_card
-    from optimize.dataset import read_dataset
     from optimize.ledger import record, training_entry
     from optimize.pretrained import scratch_notice
     from optimize.train import train
 
     for notice in scratch_notice(config):
         print(f"note: {notice}", file=sys.stderr)
-    dataset = read_dataset(args.data)
     with open_training(functools.partial(epoch_line, epochs=config.schedule)) as progress:
         try:
             result = train(config, dataset, args.out, progress, workdir=args.workdir, is_fresh=args.fresh)

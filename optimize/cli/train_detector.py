@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from agent.console import DONE, print_json
 from optimize.cli.bars import open_training
+from optimize.cli.train_needs import refuse_foreign, refuse_missing_weights, require_torch
 from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
+    from optimize.dataset import Dataset
     from optimize.detect.card import DetectorFiles
     from optimize.detect.config import DetectConfig
     from optimize.detect.result import DetectRecord, DetectResult
 
-__all__ = ["BOX_FLAGS", "add_box_arguments", "refuse_foreign", "run_detector"]
+__all__ = ["BOX_FLAGS", "add_box_arguments", "run_detector"]
 
 BOX_FLAGS: Mapping[str, Any] = MappingProxyType({"finest": 8, "tile": None, "tile_overlap": 0.2, "small_until": None})
 """What only detectors have, and what it is when nobody gave it."""
@@ -59,35 +61,39 @@ def add_box_arguments(add: Callable[..., object]) -> None:
     add("--small-until", type=float, metavar="X", help="share of the schedule at three quarters of the size (0)")
 
 
-def refuse_foreign(args: argparse.Namespace, flags: Mapping[str, Any], why: str, hint: str) -> None:
-    """Refuse a flag that would do nothing.
-
-    Raises:
-        OptimizeError: one of them was given.
-    """
-    for name, default in flags.items():
-        if getattr(args, name) != default:
-            raise OptimizeError(f"{name.replace('_', '-')}: {why}", hint=hint)
-
-
 def run_detector(args: argparse.Namespace) -> int:
-    """Train, export, and say what came out."""
+    """Train, export, and say what came out; what a user can get wrong is looked at before torch is loaded."""
     refuse_foreign(args, CLASSIFIER_FLAGS, "is for a classifier", "leave it out, or leave out --task detect")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptimizeError("train: a detector trains in one process", hint="leave torchrun out; one GPU is used")
+    from optimize.detect.parts import parts_of
+    from optimize.networks.detectors import detector_card
+
     config = _config(args)
+    refuse_missing_weights(config.weights, detector_card(config.arch).backbone)
     from optimize.box_readers import read_boxes
 
     dataset = read_boxes(args.data)
     if args.preview is not None:
-        from optimize.detect.preview import write_box_preview
+        return _preview(config, dataset, args)
+    parts_of(dataset, config.seed)  # a set that can't be trained on is told before torch is loaded
+    return _train(config, dataset, args)
 
-        n = write_box_preview(config, dataset, args.preview)
-        if args.json:
-            print_json({"preview": str(args.preview), "pictures": n})
-        else:
-            print(f"{args.preview}  {n} pictures: each row an image as it is, then as training changes it")
-        return DONE
+
+def _preview(config: DetectConfig, dataset: Dataset, args: argparse.Namespace) -> int:
+    require_torch()
+    from optimize.detect.preview import write_box_preview
+
+    n = write_box_preview(config, dataset, args.preview)
+    if args.json:
+        print_json({"preview": str(args.preview), "pictures": n})
+    else:
+        print(f"{args.preview}  {n} pictures: each row an image as it is, then as training changes it")
+    return DONE
+
+
+def _train(config: DetectConfig, dataset: Dataset, args: argparse.Namespace) -> int:
+    require_torch()
     from optimize.detect.card import report_from_detector, write_detector_card
     from optimize.detect.training import train_detector
     from optimize.ledger import detector_entry, record

@@ -101,7 +101,10 @@ def _judge(
     for name, bundle in zip(names, bundles, strict=True):
         outcomes, _ = judge_all(bundle, dataset, engine, progress=progress)
         if all(outcome.decision is Decision.ERROR for outcome in outcomes):
-            raise OptimizeError(f"{name}: could judge none of {len(outcomes)} images: {outcomes[0].reason}")
+            raise OptimizeError(
+                f"{name}: could judge none of {len(outcomes)} images: {outcomes[0].reason}",
+                hint=f"are these pictures of its parts? `defect-opt evaluate {bundle.path} --data DIR` judges it alone",
+            )
         found.append(Verdicts(name=name, manifest=bundle.manifest, outcomes=outcomes))
     return found
 
@@ -145,7 +148,7 @@ def _check_bundles(bundles: Sequence[Bundle], names: Sequence[str]) -> None:
                 raise OptimizeError(
                     f"compare: the class {cls.name} is {severity} in {first} and {cls.severity} in {name}, so they do "
                     "not miss the same",
-                    hint="build them with the same `classes` in defect-opt.yaml",
+                    hint="build them with the same severities under `classes` in defect-opt.yaml",
                 )
 
 
@@ -189,7 +192,8 @@ def _reference(
     if split != options.split and dataset.splits:
         found = _units(judge(dataset.take(split)), units.counted, is_box=units.unit == "box")
         if found.exposures:
-            return found, split, [f"the limits were chosen on {split}, so overkill on {here} differs a little"]
+            what = "false boxes" if units.unit == "box" else "overkill (good parts rejected)"
+            return found, split, [f"the limits were chosen on {split}, so {what} on {here} may differ a little"]
         if options.limits_from is not None:
             raise DataError(f"{dataset.root}: {split} has no good part to choose limits on", hint="--limits-from test")
     if not units.exposures:
@@ -217,7 +221,8 @@ def _counting_notes(units: Units, source: str) -> Iterator[str]:
     if units.unit == "box":
         yield "there are no good parts, so boxes are compared at equal false boxes per picture (FROC)"
     if source != "own" and units.exposures * 0.01 < 1 and units.unit == "part":
-        yield f"only {units.exposures} good parts: one of them is {1 / units.exposures:.1%} of overkill"
+        share = 1 / units.exposures
+        yield f"only {units.exposures} good parts here: one more that is rejected is {share:.1%} of overkill"
 
 
 def _times(

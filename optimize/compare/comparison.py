@@ -12,7 +12,7 @@ import numpy as np
 
 from agent.bundle.manifest import Task
 from optimize.compare.decision import Choice, Contender, Question, choose, noun_of
-from optimize.compare.limits import Curve, common_rate, curve_of, limit_at, rate_at
+from optimize.compare.limits import Curve, allowed_at, common_rate, curve_of, limit_at, rate_at
 from optimize.compare.paired import escape_upper, holm, net_by_group, paired_p, smallest_difference
 from optimize.compare.timing import Latency
 from optimize.compare.units import Counted, Judged, Unit, Units
@@ -32,11 +32,15 @@ class Operating:
         limits: by model.
         rate: the common overkill (or false boxes per picture); None where each stands at its own limit.
         source: where the limits come from, in words: `val`, `test`, `own`.
+        allowed: how many good parts (or false boxes) that rate is there; None where each stands at its own limit.
+        exposures: of so many good parts (or pictures).
     """
 
     limits: Mapping[str, float]
     rate: float | None
     source: str
+    allowed: int | None = None
+    exposures: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +101,7 @@ class Comparison:
         n: units that count.
         groups: parts, lots or strips that they are of.
         exposures: good parts, or pictures where the unit is the box.
-        rate: the common overkill (or false boxes per picture); None where each stands at its own limit.
-        limits_from: where the limits come from.
+        operating: at which limits, and where these come from.
         models: in the order in which they were given.
         choice: the recommendation.
         smallest_difference: from how many fewer missed on the recommended model would have been shown better than the
@@ -111,8 +114,7 @@ class Comparison:
     n: int
     groups: int
     exposures: int
-    rate: float | None
-    limits_from: str
+    operating: Operating
     models: tuple[ModelResult, ...]
     choice: Choice
     smallest_difference: int | None
@@ -122,6 +124,38 @@ class Comparison:
     def noun(self) -> str:
         """What is counted, in words."""
         return noun_of(self.unit, self.severity, self.n)
+
+    @property
+    def rate(self) -> float | None:
+        """The common overkill (or false boxes per picture); None where each stands at its own limit."""
+        return self.operating.rate
+
+    @property
+    def limits_from(self) -> str:
+        """Where the limits come from."""
+        return self.operating.source
+
+    @property
+    def allowance(self) -> str | None:
+        """What every model may do at its limit, in words; None where each stands at its own limit."""
+        at, among = self.operating, "" if self.limits_from == "the same images" else f" of {self.limits_from}"
+        if at.allowed is None:
+            return None
+        most = f"at most {at.allowed}" if at.allowed else "none"
+        if self.unit == "box":
+            boxes = "false box" if at.allowed == 1 else "false boxes"
+            return f"at most {at.allowed} {boxes} on {_counted(at.exposures, 'picture')}{among}"
+        return f"{most} of {_counted(at.exposures, 'good part')}{among}"
+
+    @property
+    def limits_text(self) -> str:
+        """How each model's limit was set, in one plain sentence."""
+        them = "both" if len(self.models) == 2 else "all"
+        if self.allowance is None:
+            return "No part is good here, so each model has the limit of its own policy."
+        if self.unit == "box":
+            return f"Each model's limit is set so that {them} show equally many false boxes: {self.allowance}."
+        return f"Each model's limit is set so that {them} reject the same share of good parts: {self.allowance}."
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -137,6 +171,8 @@ class Comparison:
             "groups": self.groups,
             "common_rate": self.rate,
             "limits_from": self.limits_from,
+            "limits_allow": self.operating.allowed,
+            "limits_of": self.operating.exposures,
             "smallest_difference": self.smallest_difference,
             "models": [model.to_json() for model in self.models],
             "notes": list(self.notes),
@@ -158,7 +194,8 @@ def operate(units: Units, reference: Units | None, rate: float | None, source: s
     if rate is None:
         rate = common_rate(reference.judged, reference.exposures)
     limits = {j.name: limit_at(j.alarms, reference.exposures, rate, j.floor) for j in reference.judged}
-    return Operating(limits=limits, rate=rate, source=source)
+    exposures = reference.exposures
+    return Operating(limits=limits, rate=rate, source=source, allowed=allowed_at(rate, exposures), exposures=exposures)
 
 
 def compare(
@@ -192,13 +229,16 @@ def compare(
         n=len(units.groups),
         groups=len(set(units.groups)),
         exposures=units.exposures,
-        rate=operating.rate,
-        limits_from=operating.source,
+        operating=operating,
         models=models,
         choice=choice,
         smallest_difference=smallest,
         notes=(*notes, *_notes(units, models, choice, smallest)),
     )
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _choice(

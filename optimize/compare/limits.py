@@ -13,7 +13,7 @@ from optimize.compare.units import Judged, Units
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Curve", "common_rate", "curve_of", "limit_at", "rate_at"]
+__all__ = ["Curve", "allowed_at", "common_rate", "curve_of", "limit_at", "rate_at"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,6 +40,16 @@ def rate_at(alarms: NDArray[np.float64], exposures: int, limit: float) -> float:
     return float((alarms >= limit).sum()) / exposures
 
 
+def allowed_at(rate: float, exposures: int) -> int:
+    """How many good parts (or false boxes) a rate is; a part of one is none.
+
+    Args:
+        rate: share of good parts, or false boxes per picture.
+        exposures: good parts, or pictures.
+    """
+    return int(rate * exposures + 1e-9)
+
+
 def limit_at(alarms: NDArray[np.float64], exposures: int, rate: float, floor: float = 0.0) -> float:
     """The lowest limit that stops no more good parts than this.
 
@@ -53,7 +63,7 @@ def limit_at(alarms: NDArray[np.float64], exposures: int, rate: float, floor: fl
         A finite limit: `floor` where every score may be stopped; just over the highest finite score where none may,
         also where so many could not be judged that no limit keeps the rate.
     """
-    allowed = int(rate * exposures + 1e-9)
+    allowed = allowed_at(rate, exposures)
     falling = np.sort(alarms)[::-1]
     if allowed >= len(falling):
         return floor

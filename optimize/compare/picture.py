@@ -43,7 +43,7 @@ def draw_comparison(comparison: Comparison) -> bytes:
 
 def rate_name(comparison: Comparison) -> str:
     """What the horizontal axis is called."""
-    return "false boxes per picture" if comparison.unit == "box" else "overkill"
+    return "false boxes per picture" if comparison.unit == "box" else "overkill: share of good parts that are rejected"
 
 
 def _curves(comparison: Comparison) -> NDArray[np.uint8]:
@@ -95,11 +95,11 @@ def _rate_of(model: ModelResult) -> float:
 
 
 def _subtitle(comparison: Comparison) -> str:
-    if comparison.rate is None:
+    allowance = comparison.allowance
+    if allowance is None:
         return "each at its own limit; bars: 95 % by group"
-    rate = f"{comparison.rate:.2f} false boxes per picture" if comparison.unit == "box" else f"{comparison.rate:.2%}"
-    what = rate if comparison.unit == "box" else f"{rate} overkill"
-    return f"rings: limits for {what} on {comparison.limits_from}; bars: 95 % by group"
+    what = "shows" if comparison.unit == "box" else "rejects"
+    return f"rings: each {what} {_ascii(allowance)}; bars: 95 % by group"
 
 
 def _axes(canvas: NDArray[np.uint8], comparison: Comparison, ends: tuple[float, float], at: Place) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from agent.bundle.detection import TILE_PX
 from agent.bundle.manifest import InputSpec, Resize
 from optimize.augment import Augmentation
 from optimize.errors import OptimizeError
@@ -16,6 +17,12 @@ __all__ = ["BOX_AUGMENTATION", "DetectConfig"]
 BOX_AUGMENTATION = Augmentation(min_area=0.8, light=0.4, blur=0.0, noise=0.0, cutout=0.0)
 """Milder than a classifier's: a crop cuts boxes and makes defects larger than the device will see them, noise drowns
 fine ones, and a covered square hides whole ones. With a classifier's, NEU's crazing stayed at an AP50 of 0.15."""
+
+FINEST = (4, 8, 16)
+"""Strides that the finest level may have, in pixels of the input."""
+
+LARGEST = 2**31 - 1
+"""What a count may be where nothing else bounds it; more is a slip of the finger."""
 
 Device = Literal["auto", "cpu", "cuda"]
 Weighting = Literal["none", "sqrt", "inverse", "effective"]
@@ -47,7 +54,7 @@ class DetectConfig:
         weights: published weights of the backbone to start from, a file or `imagenet`; None starts from scratch.
         freeze_until: the backbone's last stage that keeps its published weights; None freezes none.
         features_lr: the backbone learns at so many times the head's rate.
-        finest: stride of the finest level in pixels: 8, or 4 for defects of a few pixels.
+        finest: stride of the finest level in pixels: 8, or 4 for defects of a few pixels; 16 for large ones only.
         tile_px: train on windows of this many pixels of the picture, and let the device look at pictures in tiles of
             this size; None looks at whole pictures.
         tile_overlap: share of a tile's side that it has in common with its neighbour, on the device.
@@ -96,19 +103,30 @@ class DetectConfig:
         if not 0 < self.peak_lr <= 1:
             raise OptimizeError(f"lr: got {self.lr}, expected more than 0, at most 1", hint="0.001 is a good start")
         if self.minutes is not None and not self.minutes > 0:
-            raise OptimizeError(f"minutes: got {self.minutes}, expected more than 0")
+            raise OptimizeError(
+                f"minutes: got {self.minutes}, expected more than 0", hint="--minutes 60, or leave it out for no limit"
+            )
+        if self.finest not in FINEST:
+            raise OptimizeError(
+                f"finest: got a stride of {self.finest} px, expected 4, 8 or 16",
+                hint="--finest 4 for defects of a few pixels; leave it out otherwise",
+            )
         if self.tile_px is not None:
-            _at_least("tile", self.tile_px, 32, 8192)
+            _at_least("tile", self.tile_px, *TILE_PX)
         self._check_shares_and_choices()
 
     def _check_shares_and_choices(self) -> None:
         for name, low, high in _SHARES:
             if not low <= getattr(self, name) <= high:
-                raise OptimizeError(f"{_flag(name)}: got {getattr(self, name)}, expected {low:g} to {high:g}")
+                got = f"{_flag(name)}: got {getattr(self, name)}, expected {low:g} to {high:g}"
+                raise OptimizeError(got, hint=_range_hint(_flag(name)))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 expected = ", ".join(get_args(choices))
-                raise OptimizeError(f"{_flag(name)}: got {getattr(self, name)!r}, expected one of {expected}")
+                raise OptimizeError(
+                    f"{_flag(name)}: got {getattr(self, name)!r}, expected one of {expected}",
+                    hint=f"leave --{_flag(name)} out for the default",
+                )
         if self.freeze_until is not None and self.weights is None:
             raise OptimizeError(
                 "freeze-until: got no published weights, so it would freeze random ones",
@@ -151,6 +169,11 @@ def _flag(name: str) -> str:
     return {"average": "ema", "clip": "clip-grad"}.get(name, name.replace("_", "-"))
 
 
-def _at_least(name: str, value: int, lowest: int, highest: int = 2**31 - 1) -> None:
-    if not lowest <= value <= highest:
-        raise OptimizeError(f"{name}: got {value}, expected {lowest} to {highest}")
+def _range_hint(flag: str) -> str:
+    return f"give --{flag} a value in that range, or leave it out for the default"
+
+
+def _at_least(name: str, value: int, lowest: int, highest: int | None = None) -> None:
+    if value < lowest or value > (highest or LARGEST):
+        expected = f"at least {lowest}" if highest is None and value < lowest else f"{lowest} to {highest or LARGEST}"
+        raise OptimizeError(f"{name}: got {value}, expected {expected}", hint=_range_hint(name))

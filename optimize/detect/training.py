@@ -11,24 +11,27 @@ import numpy as np
 from agent.bundle.detection import Tiling
 from agent.bundle.preprocess import fit
 from optimize.checkpoint import Checkpoint
-from optimize.dataset import Dataset, assign_splits, data_digest
+from optimize.dataset import Dataset, data_digest
 from optimize.detect.config import DetectConfig
 from optimize.detect.export import check_detector_parity, export_detector
+from optimize.detect.parts import parts_of
 from optimize.detect.pictures import read_pictures
-from optimize.detect.result import DetectProgress, DetectResult
+from optimize.detect.result import BoxValidation, DetectProgress, DetectResult
 from optimize.detect.run import Run
-from optimize.errors import DataError, OptimizeError
+from optimize.errors import OptimizeError
 from optimize.export import Parity
 from optimize.files import write_atomically
 from optimize.networks.detectors import detector_card
 from optimize.pretrained import Pretrained, read_weights
 from optimize.train.events import open_scalars
 from optimize.train.training import check_writable, torch_threads
-from optimize.trainset import VAL_SHARE
 
 __all__ = ["train_detector"]
 
 PARITY_PICTURES = 16
+
+NEXT_TO_NOTHING = 0.02
+"""mAP50 that boxes at random places reach by chance."""
 
 
 def train_detector(
@@ -65,7 +68,7 @@ def train_detector(
     for place in (out.parent, folder):
         check_writable(place)
     pretrained = None if config.weights is None else read_weights(config.weights, detector_card(config.arch).backbone)
-    parts, notices = _parts(dataset, config.seed)
+    parts, notices = parts_of(dataset, config.seed)
     used = parts["train"].samples + parts["val"].samples
     digest = data_digest(dataclasses.replace(dataset, samples=used))
     checkpoint = Checkpoint(folder / "checkpoint.pt", _run_of(config, digest, pretrained))
@@ -93,7 +96,7 @@ def train_detector(
         stopped=str(run.stopped),
         data_sha256=digest,
         files={name: tuple(sample.file for sample in part) for name, part in parts.items()},
-        notices=notices + run.notices,
+        notices=notices + run.notices + _unlearned(run.best),
         seconds=run.learner.seconds,
         cpu_seconds=run.cpu_seconds,
         resumed_at=resumed_at,
@@ -127,49 +130,20 @@ def _export(run: Run, out: Path, unproven: Path) -> tuple[str, Parity]:
     return sha256, parity
 
 
+def _unlearned(val: BoxValidation) -> tuple[str, ...]:
+    """One sentence when the network finds next to nothing yet: its INT8 would be built for nothing."""
+    if val.map50 >= NEXT_TO_NOTHING:
+        return ()
+    return (
+        f"on val it finds next to nothing yet (mAP50 {val.map50:.3f}): train longer, or start from published weights "
+        "(--weights)",
+    )
+
+
 def _tiling(config: DetectConfig) -> Tiling | None:
     if config.tile_px is None:
         return None
     return Tiling(tile_px=config.tile_px, overlap=config.tile_overlap)
-
-
-def _parts(dataset: Dataset, seed: int) -> tuple[dict[str, Dataset], tuple[str, ...]]:
-    """The images that train and those that choose, and what the user should know, in sentences."""
-    if not dataset.classes:
-        raise DataError(f"{dataset.root}: no image has a box", hint="a detector learns from outlined defects")
-    notices = []
-    whole = dataset.take("train")
-    if "val" not in dataset.splits:
-        dataset = assign_splits(whole, seed=seed, fractions={"train": 1 - VAL_SHARE, "val": VAL_SHARE})
-        notices.append(
-            f"{dataset.root} has no val split: {dataset.splits.get('val', 0)} of {len(whole)} images "
-            f"became it (by class and group, seed {seed})"
-        )
-        if "val" not in dataset.splits:
-            raise DataError(f"{dataset.root}: {len(whole)} images are too few to keep some for val")
-    parts = {name: dataset.take(name) for name in ("train", "val")}
-    counted = {name: _boxes_of(part) for name, part in parts.items()}
-    empty = [name for name in dataset.classes if not counted["train"].get(name)]
-    if empty:
-        raise DataError(
-            f"{dataset.root}: train has no box of {', '.join(empty)}",
-            hint="move some of its images to train, or take the class out of the set",
-        )
-    lacking = [name for name in dataset.classes if not counted["val"].get(name)]
-    if len(lacking) == len(dataset.classes):
-        raise DataError(f"{dataset.root}: val has no box, nothing to choose the best epoch by")
-    if lacking:
-        notices.append(f"val has no box of {', '.join(lacking)}: nothing is known about how well it is found")
-    return parts, tuple(notices)
-
-
-def _boxes_of(part: Dataset) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for sample in part:
-        for box in sample.boxes or ():
-            if not box.is_ignored:
-                found[box.class_name] = found.get(box.class_name, 0) + 1
-    return found
 
 
 def _run_of(config: DetectConfig, digest: str, pretrained: Pretrained | None) -> dict[str, str]:

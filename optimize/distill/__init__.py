@@ -16,7 +16,15 @@ from optimize.distill.distilling import Comparison, DistillResult, Source, disti
 from optimize.distill.lesson import TeacherLesson, read_unlabelled
 from optimize.distill.loss import Shares, distillation_loss
 from optimize.distill.onnx_teacher import FileTeacher, OnnxTeacher, open_teacher
-from optimize.distill.recover import Agreement, Recovered, RecoverProgress, RecoverRecord, agreement, recover
+from optimize.distill.recover import (
+    Agreement,
+    Recovered,
+    RecoverProgress,
+    RecoverRecord,
+    agreement,
+    recover,
+    tell_epochs,
+)
 from optimize.distill.recover_config import RecoverConfig
 from optimize.distill.rounded import recover_rounded
 from optimize.distill.teacher import NetworkTeacher, Taught, Teacher
@@ -45,4 +53,5 @@ __all__ = [
     "read_unlabelled",
     "recover",
     "recover_rounded",
+    "tell_epochs",
 ]

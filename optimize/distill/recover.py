@@ -32,10 +32,11 @@ from optimize.errors import DataError, ModelError
 from optimize.export import normalize
 from optimize.networks.classifier import Classifier
 from optimize.networks.detectors.detector import Detector
+from optimize.progress import Progress
 from optimize.train.learner import Learner, StepProgress
 from optimize.train.stages import decayed
 
-__all__ = ["Agreement", "RecoverProgress", "RecoverRecord", "Recovered", "agreement", "recover"]
+__all__ = ["Agreement", "RecoverProgress", "RecoverRecord", "Recovered", "agreement", "recover", "tell_epochs"]
 
 N = TypeVar("N", Classifier, Detector)
 
@@ -161,6 +162,25 @@ def recover(
         raise DataError(f"recover: labels: got shape {labels.shape}, expected one class for each of {len(images)}")
     torch.manual_seed(config.seed)
     return _Recovery(network, teacher, images, config, labels).run(progress or (lambda _: None))
+
+
+def tell_epochs(progress: Progress, epochs: int) -> Callable[[RecoverProgress], None]:
+    """Say after each epoch how far the network agrees with its teacher.
+
+    Args:
+        progress: hears it.
+        epochs: how many there are at most.
+    """
+
+    def tell(told: RecoverProgress) -> None:
+        if told.record is not None:
+            found = told.record.found
+            progress.step(
+                f"epoch {told.epoch:>3}/{epochs}  loss {told.loss:.4f}  agrees on {found.share:.2%} of "
+                f"{found.n} pictures held out, divergence {found.divergence:.4f}"
+            )
+
+    return tell
 
 
 def agreement(network: Classifier | Detector, teacher: Teacher, pictures: NDArray[np.uint8]) -> Agreement:

@@ -9,20 +9,24 @@ from optimize.ladder.deploy import deploy
 from optimize.ladder.figures import figures_of, flips_of, lost_classes
 from optimize.ladder.model import RungFile, RungModel, open_rung, task_of
 from optimize.ladder.picture import draw_ladder
-from optimize.ladder.rung import ClassCount, Figures, Flip, LostClass, Rung, Side
+from optimize.ladder.resort import Again, JudgedRung, recovered
+from optimize.ladder.rung import ClassCount, Figures, Flip, LostClass, Recovery, Rung, Side
 from optimize.ladder.sheet import draw_flips
 
 __all__ = [
+    "Again",
     "Breach",
     "Budget",
     "ClassCount",
     "Figures",
     "Flip",
+    "JudgedRung",
     "Ladder",
     "LadderChoice",
     "LadderOptions",
     "LostClass",
     "PlannedRung",
+    "Recovery",
     "Rung",
     "RungFile",
     "RungModel",
@@ -41,5 +45,6 @@ __all__ = [
     "lost_classes",
     "open_rung",
     "pareto_front",
+    "recovered",
     "task_of",
 ]

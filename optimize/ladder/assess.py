@@ -21,6 +21,7 @@ from optimize.evaluate import check_labels
 from optimize.ladder.choice import Budget, LadderChoice, choose_rung, pareto_front
 from optimize.ladder.figures import figures_of
 from optimize.ladder.model import RungFile, RungModel, open_rung
+from optimize.ladder.resort import Again, JudgedRung, recovered
 from optimize.ladder.rung import Rung
 from optimize.ladder.sheet import draw_flips
 from optimize.machine import describe
@@ -66,6 +67,7 @@ class Ladder:
         timed_on: the machine or device that the latencies are of, in words.
         engine: what ran the graphs there, in words.
         is_profile: whether they are a device's.
+        files: what was judged in the end: a recovered bundle stands in the place of the first one.
         sheets: by rung the picture of what flipped, a PNG file; none for a rung where nothing did.
         notes: what whoever decides should know, one sentence each.
     """
@@ -79,6 +81,7 @@ class Ladder:
     timed_on: str
     engine: str
     is_profile: bool
+    files: tuple[RungFile, ...]
     sheets: tuple[tuple[str, bytes], ...]
     notes: tuple[str, ...]
 
@@ -116,6 +119,7 @@ def assess(
     recipe: Recipe,
     options: LadderOptions,
     *,
+    again: Again | None = None,
     progress: Progress | None = None,
 ) -> Ladder:
     """Judge, time, compare with the top, and choose.
@@ -126,6 +130,8 @@ def assess(
             its val split, or on all of it where there are no splits.
         recipe: gives classes and limits.
         options: budget, split, threads, profile.
+        again: recovers an INT8 rung that misses the budget though its float network keeps it, see `recovered`; None
+            leaves it as it is.
         progress: hears what is judged.
 
     Raises:
@@ -142,13 +148,19 @@ def assess(
         _check_models(models)
         _check_data(models[0], judged)
         _check_profile(models, options.profile)
-        outcomes = [_judged(model, judged, options.threads, progress) for model in models]
+        found = _judged(models, judged, options, progress)
+        if again is not None:
+            first = found[0]
+
+            def judge(file: RungFile) -> JudgedRung:
+                model = _opened(file, recipe, val, Path(folder), progress)
+                return _judged_rung(model, first.outcomes, judged, options.threads, progress)
+
+            found = list(recovered(found, options.budget, again, judge))
         progress.step("timing all rungs in turn" if options.profile is None else "reading the device's profile")
-        timings, engine = _timings(models, options)
-        rungs = tuple(
-            _rung(model, outcomes[0], own, timing) for model, own, timing in zip(models, outcomes, timings, strict=True)
-        )
-        sheets = _sheets(models, rungs, judged, options.threads) if options.with_sheets else ()
+        timings, engine = _timings([each.model for each in found], options)
+        rungs = tuple(_rung(each, timing) for each, timing in zip(found, timings, strict=True))
+        sheets = _sheets([each.model for each in found], rungs, judged, options.threads) if options.with_sheets else ()
     profile = options.profile
     return Ladder(
         rungs=rungs,
@@ -156,10 +168,11 @@ def assess(
         choice=choose_rung(rungs, options.budget),
         budget=options.budget,
         split=options.split if dataset.splits else None,
-        measure="mAP50" if models[0].bundle.manifest.task == "detect" else "accuracy",
+        measure="mAP50" if rungs[0].task == "detect" else "accuracy",
         timed_on=describe(options.threads) if profile is None else profile.device,
         engine=engine,
         is_profile=profile is not None,
+        files=tuple(each.model.file for each in found),
         sheets=tuple(sheets),
         notes=tuple(_notes(rungs, options, judged)),
     )
@@ -210,12 +223,26 @@ def _check_profile(models: Sequence[RungModel], profile: DeviceProfile | None) -
         )
 
 
-def _judged(model: RungModel, judged: Dataset, threads: int, progress: Progress) -> list[Outcome]:
+def _judged(
+    models: Sequence[RungModel], judged: Dataset, options: LadderOptions, progress: Progress
+) -> list[JudgedRung]:
+    found: list[JudgedRung] = []
+    for model in models:
+        top = found[0].outcomes if found else None
+        found.append(_judged_rung(model, top, judged, options.threads, progress))
+    return found
+
+
+def _judged_rung(
+    model: RungModel, top: Sequence[Outcome] | None, judged: Dataset, threads: int, progress: Progress
+) -> JudgedRung:
+    """What a rung makes of the images, compared with what the top made of them; the top itself with itself."""
     progress.step(f"{model.name}: judging {len(judged)} images")
     outcomes, _ = judge_all(model.bundle, judged, model.engine_config(threads), progress=progress)
     if all(outcome.decision is Decision.ERROR for outcome in outcomes):
         raise OptimizeError(f"{model.name}: could judge none of {len(outcomes)} images: {outcomes[0].reason}")
-    return outcomes
+    figures = figures_of(top or outcomes, outcomes, model.bundle.manifest)
+    return JudgedRung(model=model, outcomes=outcomes, figures=figures)
 
 
 def _timings(models: Sequence[RungModel], options: LadderOptions) -> tuple[list[GraphTiming | None], str]:
@@ -226,22 +253,24 @@ def _timings(models: Sequence[RungModel], options: LadderOptions) -> tuple[list[
     return list(found), engine
 
 
-def _rung(model: RungModel, top: Sequence[Outcome], own: Sequence[Outcome], timing: GraphTiming | None) -> Rung:
-    found = figures_of(top, own, model.bundle.manifest)
-    summary = model.summary
+def _rung(found: JudgedRung, timing: GraphTiming | None) -> Rung:
+    model, figures = found.model, found.figures
+    manifest, summary = model.bundle.manifest, model.summary
     return Rung(
         name=model.name,
         file=str(model.file.path),
         sha256=model.sha256,
         graph=model.kind,
         made_from=model.file.made_from,
-        task=model.bundle.manifest.task,
+        task=manifest.task,
         macs=summary.macs,
         parameters=summary.parameters,
         size_bytes=summary.size_bytes,
         structure=model.structure,
+        temperature=manifest.temperature,
         latency=timing,
-        **{field.name: getattr(found, field.name) for field in dataclasses.fields(found)},
+        recovery=found.recovery,
+        **{field.name: getattr(figures, field.name) for field in dataclasses.fields(figures)},
     )
 
 
@@ -262,6 +291,7 @@ def _notes(rungs: Sequence[Rung], options: LadderOptions, judged: Dataset) -> It
             f"the profile holds no timing of {', '.join(untimed)}: they can't be chosen; time their files on the "
             "device with `defect-agent bench --profile`"
         )
+    yield from (f"{rung.name} {rung.recovery.sentence()}" for rung in rungs if rung.recovery is not None)
     if options.profile is not None and options.profile.threads != options.threads:
         yield f"the profile was made with {options.profile.threads} threads"
     if options.split == "val" and judged.splits:

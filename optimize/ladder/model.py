@@ -49,12 +49,15 @@ class RungFile:
         path: a float .onnx, or a .defect.
         graph: which graph of a bundle: `cpu` (INT8), `fp32`, or `auto` for the one that a CPU runs.
         made_from: the rung that it was made from; None for the top.
+        first: the bundle that a recovered one took the place of, which holds the float rung's own weights; None where
+            nothing was recovered.
     """
 
     name: str
     path: Path
     graph: str = "auto"
     made_from: str | None = None
+    first: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -28,6 +28,7 @@ CHOSEN: Colour = (60, 140, 30)
 REFUSED: Colour = (60, 60, 210)
 INT8: Colour = (160, 60, 150)
 WRAP = 150
+FEWEST_TICKS = 3
 
 
 def draw_ladder(ladder: Ladder) -> bytes:
@@ -69,7 +70,8 @@ def _ms(rung: Rung) -> float:
 
 def _subtitle(ladder: Ladder) -> str:
     split = f"{ladder.split}, " if ladder.split else ""
-    return f"{split}{ladder.rungs[0].n} images; median on {ladder.timed_on}; squares: INT8, crosses: lost a class"
+    legend = "squares: INT8; crosses: lost a class; dashed: limits; ring: taken"
+    return f"{split}{ladder.rungs[0].n} images; median on {ladder.timed_on}; {legend}"
 
 
 def _x_ends(rungs: Sequence[Rung], ladder: Ladder) -> tuple[float, float]:
@@ -96,17 +98,18 @@ def _axes(canvas: Any, x_ends: tuple[float, float], y_ends: tuple[float, float],
     for points in _even_ticks(*y_ends):
         row = at(x_ends[0], points)[1]
         cv2.line(canvas, (LEFT, row), (WIDTH - RIGHT, row), GRID, 1)
-        _text(canvas, f"{points:+.3g}", (14, row + 4), 0.42)
+        _text(canvas, f"{points:+.3g}" if points else "0", (14, row + 4), 0.42)
     zero = at(x_ends[0], 0)[1]
     cv2.line(canvas, (LEFT, zero), (WIDTH - RIGHT, zero), FAINT, 1)
     _text(canvas, "ms", (WIDTH - RIGHT - 4, HEIGHT - BOTTOM + 18), 0.42)
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten."""
+    """1, 2 and 5 times powers of ten; where the axis is too short to hold three of them, even ones."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     values = [float(f"{step}e{power}") for power in powers for step in (1, 2, 5)]
-    return [value for value in values if low <= value <= high]
+    inside = [value for value in values if low <= value <= high]
+    return inside if len(inside) >= FEWEST_TICKS else _even_ticks(low, high)
 
 
 def _even_ticks(low: float, high: float) -> list[float]:

@@ -9,7 +9,7 @@ from typing import Any
 from agent.bundle.manifest import Severity, Task
 from agent.profile import GraphTiming
 
-__all__ = ["ClassCount", "Figures", "Flip", "LostClass", "Rung", "Side"]
+__all__ = ["ClassCount", "Figures", "Flip", "LostClass", "Recovery", "Rung", "Side"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,41 @@ class LostClass:
         """For a person."""
         how = "none is left" if self.after == 0 else f"p {self.p_value:.2g}, paired"
         return f"loses the class {self.name}: {self.before} of {self.n} before, {self.after} now ({how})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What the last resort brought an INT8 rung: its float network learned again while it rounded, and quantized again.
+
+    Attributes:
+        drop_before: points lost as it was quantized first.
+        lost_before: classes lost then.
+        drop_after: points lost by the recovered one; None when none could be made.
+        lost_after: classes lost by the recovered one.
+        is_kept: the rung is the recovered one, which is the better one.
+        why_not: why none could be made; empty when one was.
+    """
+
+    drop_before: float
+    lost_before: tuple[str, ...]
+    drop_after: float | None = None
+    lost_after: tuple[str, ...] = ()
+    is_kept: bool = False
+    why_not: str = ""
+
+    def sentence(self) -> str:
+        """For a person."""
+        before = _loss_words(self.drop_before, self.lost_before)
+        if self.drop_after is None:
+            return f"loses {before}, and could not be recovered: {self.why_not}"
+        after = _loss_words(self.drop_after, self.lost_after)
+        if self.is_kept:
+            return f"lost {before}; recovered while rounding, without a label: {after}"
+        return f"loses {before}; recovered while rounding it lost {after}, so it stays as it was"
+
+
+def _loss_words(points: float, classes: tuple[str, ...]) -> str:
+    return f"{points:.2f} points" + (f" and {', '.join(classes)}" if classes else "")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +183,9 @@ class Rung(Figures):
         parameters: weights and biases, in numbers.
         size_bytes: of the graph.
         structure: its structure digest.
+        temperature: its logits were divided by it, as they are on the device when it is taken.
         latency: of one inference, here or on the device; None where the device's profile does not know it.
+        recovery: what the last resort brought; None where it was not needed.
     """
 
     name: str
@@ -161,7 +198,9 @@ class Rung(Figures):
     parameters: int
     size_bytes: int
     structure: str
+    temperature: float
     latency: GraphTiming | None
+    recovery: Recovery | None = None
 
     def __bool__(self) -> bool:
         return not self.lost
@@ -184,5 +223,9 @@ class Rung(Figures):
         values["flips"] = [dataclasses.asdict(flip) for flip in self.flips]
         values["flipped"] = dict(self.flipped())
         values["lost"] = [{**dataclasses.asdict(lost), "sentence": lost.sentence()} for lost in self.lost]
+        values["recovery"] = self.recovery and {
+            **dataclasses.asdict(self.recovery),
+            "sentence": self.recovery.sentence(),
+        }
         values["latency"] = None if self.latency is None else dataclasses.asdict(self.latency)
         return values

@@ -13,11 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from agent.bundle.manifest import InputSpec, Task
-from agent.bundle.preprocess import fit
-from optimize.box_readers import has_boxes, read_boxes
-from optimize.calibration import FEW_IMAGES, Selection, pick_calibration
-from optimize.dataset import Dataset, data_digest, read_dataset, read_image
-from optimize.distill import Agreement, NetworkTeacher, RecoverConfig, RecoverProgress, agreement, recover
+from optimize.calibration import Selection
+from optimize.dataset import data_digest
+from optimize.distill import Agreement, NetworkTeacher, RecoverConfig, agreement, recover, tell_epochs
 from optimize.errors import ModelError, OptimizeError
 from optimize.latency import median_of
 from optimize.machine import describe
@@ -25,6 +23,7 @@ from optimize.networks.classifier import Classifier
 from optimize.networks.detectors.detector import Detector
 from optimize.progress import Progress, SilentProgress
 from optimize.prune.importance import ImportanceName
+from optimize.prune.pictures import Pictures, read_pictures, recovery_pictures
 from optimize.prune.pruning import Pruned, prune_network
 from optimize.prune.sparse import Sparsity, check_2_4, hold_2_4, sparsify_2_4
 from optimize.quantize.interpret import session_of
@@ -32,7 +31,7 @@ from optimize.train.processes import device_of
 from optimize.train.training import check_writable, torch_threads
 from optimize.trained import Saved, Trained, checkpoint_of, load_trained, save_trained
 
-__all__ = ["PruneConfig", "PruneResult", "prune_file", "pruning_pictures"]
+__all__ = ["PruneConfig", "PruneResult", "prune_file"]
 
 N = TypeVar("N", Classifier, Detector)
 
@@ -41,8 +40,6 @@ STEPS: Mapping[Task, int] = MappingProxyType({"classify": 1500, "detect": 600})
 """Steps of a recovery unless told otherwise: a hundred pictures are passed over often, thousands a few times."""
 
 FEWEST_EPOCHS = 10
-LARGEST = 2
-"""Pictures are kept at no more than this many times the network's input: crops need no more, and memory is finite."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,39 +154,6 @@ class PruneResult:
         }
 
 
-def pruning_pictures(
-    root: Path, trained: Trained, config: PruneConfig, *, data: Path | None = None, progress: Progress | None = None
-) -> tuple[Dataset, tuple[str, ...]]:
-    """Choose the pictures that a network is pruned and recovered on; their labels count for nothing.
-
-    Args:
-        root: a folder with a `calib` split, or without splits.
-        trained: the network, for what the user should know.
-        config: how many pictures at most, and the seed.
-        data: another set, whose `test` split must not be among them either.
-        progress: hears what is read.
-
-    Returns:
-        The pictures, and what the user should know, in sentences.
-
-    Raises:
-        DataError: too few, unreadable, or some of a `test` split.
-    """
-    dataset = _read(root, trained)
-    named = [dataset] if data is None or data.resolve() == root.resolve() else [dataset, _read(data, trained)]
-    test = [sample for each in named if "test" in each.splits for sample in each.take("test")]
-    selection = Selection(limit=config.images, seed=config.seed)
-    chosen = pick_calibration(dataset.take("calib"), test=test, selection=selection, progress=progress).dataset
-    told = []
-    if len(chosen) < FEW_IMAGES:
-        told.append(f"only {len(chosen)} pictures to recover on: {FEW_IMAGES} or more are better, 200 are good")
-    shown = {sample.label for sample in chosen}
-    missing = [] if trained.task == "detect" or None in shown else [c for c in trained.classes if c not in shown]
-    if missing:
-        told.append(f"no picture shows {', '.join(missing)}: what the network knows of it may be lost unseen")
-    return chosen, tuple(told)
-
-
 def prune_file(
     onnx: Path,
     calib: Path,
@@ -203,7 +167,7 @@ def prune_file(
 
     Args:
         onnx: a file that `defect-opt train`, `distill` or `prune` wrote, its checkpoint beside it.
-        calib: pictures, see `pruning_pictures`.
+        calib: pictures, see `recovery_pictures`.
         out: the ONNX file to write.
         config: the recipe.
         data: a set whose `test` split must not be among the pictures.
@@ -219,8 +183,9 @@ def prune_file(
     _check_out(onnx, out)
     progress.step(f"reading {onnx.name} and its checkpoint")
     trained = load_trained(onnx)
-    dataset, warnings = pruning_pictures(calib, trained, config, data=data, progress=progress)
-    pictures = _decoded(dataset, trained.spec, progress)
+    selection = Selection(limit=config.images, seed=config.seed)
+    dataset, warnings = recovery_pictures(calib, trained, selection, data=data, progress=progress)
+    pictures = read_pictures(dataset, trained.spec, progress)
     with torch_threads(config.threads):
         pruned, network, n_sparse = _pruned(trained, pictures, config, progress)
         seen = pictures.fitted[..., : trained.channels]
@@ -247,30 +212,8 @@ def prune_file(
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Decoded:
-    """Pictures in memory.
-
-    Attributes:
-        fitted: (N, H, W, 3) uint8 RGB, as the device sees them.
-        whole: each (h, w, 3) uint8 RGB, to be augmented.
-    """
-
-    fitted: NDArray[np.uint8]
-    whole: list[NDArray[np.uint8]]
-
-
-def _decoded(dataset: Dataset, spec: InputSpec, progress: Progress) -> _Decoded:
-    fitted, whole = [], []
-    for sample in progress.track(dataset.samples, "reading pictures"):
-        image = read_image(sample.path)
-        fitted.append(fit(image, spec))
-        whole.append(_shrunk(image, spec))
-    return _Decoded(fitted=np.stack(fitted), whole=whole)
-
-
 def _pruned(
-    trained: Trained, pictures: _Decoded, config: PruneConfig, progress: Progress
+    trained: Trained, pictures: Pictures, config: PruneConfig, progress: Progress
 ) -> tuple[Pruned[Any], Any, int]:
     """What went, the network that is left, and how many of its layers were made sparse."""
     bring_back: Callable[[Any], Any] | None = None
@@ -314,14 +257,6 @@ def _recovery(
     device = device_of(config.device)
     teacher = NetworkTeacher(trained.network)
 
-    def tell(told: RecoverProgress) -> None:
-        if told.record is not None:
-            found = told.record.found
-            progress.step(
-                f"epoch {told.epoch:>3}/{recipe.epochs}  loss {told.loss:.4f}  agrees on {found.share:.2%} of "
-                f"{found.n} pictures held out, divergence {found.divergence:.4f}"
-            )
-
     def bring_back(network: N) -> N:
         progress.step(f"recovering on {len(images)} pictures without labels")
         for parameter in network.parameters():
@@ -330,25 +265,9 @@ def _recovery(
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         network.to(device)
         with hold_2_4(network):
-            return recover(network, teacher, images, recipe, tell).network
+            return recover(network, teacher, images, recipe, tell_epochs(progress, epochs)).network
 
     return bring_back
-
-
-def _read(root: Path, trained: Trained) -> Dataset:
-    return read_boxes(root) if trained.task == "detect" and has_boxes(root) else read_dataset(root)
-
-
-def _shrunk(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
-    """(H, W, 3) BGR to RGB, no larger than recovery needs, by the network's own resize rule."""
-    height, width = image.shape[:2]
-    most = LARGEST * max(spec.width_px, spec.height_px)
-    if max(height, width) <= most:
-        return np.ascontiguousarray(image[:, :, ::-1])
-    if spec.resize == "letterbox":
-        share = most / max(height, width)
-        width, height = max(8, round(width * share)), max(8, round(height * share))
-    return fit(image, InputSpec(width_px=min(width, most), height_px=min(height, most)))
 
 
 def _check_out(onnx: Path, out: Path) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from agent.bundle.detection import DetectionSpec
 from agent.bundle.manifest import Task
 from optimize.errors import ModelError
-from optimize.quantize.detector_forms import KNOWN_FORMS, Recognized, recognize, separate
+from optimize.quantize.detector_forms import KNOWN_FORMS, Recognized, doubt, recognize, separate
 from optimize.quantize.endings import ACTIVATION_NOTES, Ending, find_ending, is_vector, write_logits
 from optimize.quantize.graph import Graph, metadata_of, opset_of, shape_of
 from optimize.quantize.normalize import write_front
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Adopted", "Adoption", "adopt"]
 
+
+NAMES_OF: Mapping[str, DetectorForm] = {"joined": "yolov8", "rows": "centre", "objectness": "yolov5"}
+"""What the recipe calls the forms that are told by their counts alone."""
 
 MIN_IR_VERSION = 7
 """What opset 13 came with. Before 4 every initializer had to be listed as an input, and so was none to be folded."""
@@ -201,6 +204,14 @@ def _read_outputs(
         said = "" if classes is None else f" for {classes} classes"
         kind = "classifier or detector" if reads.form == "auto" else f"{reads.form} (detector.form in {RECIPE_FILE})"
         refuse(path, f"outputs: got {listed}, no form of a {kind}{said} that is known", _forms_hint(classes))
+    if reads.form == "auto" and (why := doubt(detector, classes)) is not None:
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        named = NAMES_OF[detector.form]
+        refuse(
+            path,
+            f"outputs: got {listed}, which as a detector ({named}) would be {why}",
+            f"write `detector: {{form: {named}}}` in {RECIPE_FILE} if it is one; else {_forms_hint(classes)}",
+        )
     if detector.form == "levels":
         return model, separate(model, detector), None, detector, None
     reading = choose_reading(path, graph, detector, _size(model, picture), reads, metadata_of(model).get("detection"))

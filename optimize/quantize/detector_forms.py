@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["KNOWN_FORMS", "DetectorForm", "Recognized", "recognize", "separate", "separated"]
+__all__ = ["KNOWN_FORMS", "DetectorForm", "Recognized", "doubt", "recognize", "separate", "separated"]
 
 DetectorForm: TypeAlias = Literal["joined", "objectness", "rows", "final", "pair", "levels"]
 
@@ -36,6 +36,12 @@ KNOWN_FORMS = (
     "(1, 4+C, N) as YOLOv8; (1, N, 5+C) as YOLOv5 and YOLOX; (1, K, 6) behind a TopK or NMS; boxes (1, N, 4) with "
     "scores (1, N, C); raw heads of several sizes"
 )
+
+_GUESSED: Mapping[DetectorForm, int] = {"joined": 4, "rows": 4, "objectness": 5}
+"""Forms whose boxes and numbers are told apart by their counts only, and what a box has beside its classes."""
+
+MIN_SURPLUS = 2
+"""Boxes for each number of a box, at least, where nobody says how many classes there are."""
 
 Shapes: TypeAlias = "Mapping[str, tuple[int, ...]]"
 
@@ -80,12 +86,32 @@ def recognize(
     found: Recognized | None
     if len(decoded) == 1 and (not raw or _levels(raw, classes) is not None):  # YOLOv5 may give its raw head as well
         ((name, shape),) = decoded.items()
-        found = next((f for f in _ones(graph, name, shape, classes) if not wanted or f.form in wanted), None)
+        might = [f for f in _ones(graph, name, shape, classes) if not wanted or f.form in wanted]
+        found = next((f for f in might if doubt(f, classes) is None), might[0] if might else None)
     elif len(shapes) == 2 and all(len(shape) == 3 for shape in shapes.values()):
         found = _pair(shapes, classes)
     else:
         found = _levels(shapes, classes)
     return found if found is None or not wanted or found.form in (*wanted, "levels") else None
+
+
+def doubt(found: Recognized, classes: int | None) -> str | None:
+    """Why one output can't be believed to be this form; None where it can.
+
+    Which of its two sides counts the boxes is a guess: the usual exports have several boxes for each number of a box
+    (RT-DETR on COCO 300 for 84, YOLOv8 8,400). Without a word on the number of classes fewer than two are doubted.
+
+    Args:
+        found: what `recognize` gave.
+        classes: how many there are, where metadata or recipe say so.
+    """
+    if found.form not in _GUESSED:
+        return None
+    numbers = found.columns + _GUESSED[found.form]
+    if found.boxes >= numbers * (MIN_SURPLUS if classes is None else 1):
+        return None
+    kinds = "1 class" if found.classes == 1 else f"{found.classes} classes"
+    return f"{found.boxes} boxes of {kinds}: a box of {numbers} numbers would be too many for so few boxes"
 
 
 def _ones(graph: Graph, name: str, shape: tuple[int, ...], classes: int | None) -> Iterator[Recognized]:

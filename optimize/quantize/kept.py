@@ -13,9 +13,12 @@ from agent.bundle.boxes import MAX_CANDIDATES, BoxDecoder, Detections, box_iou
 from agent.bundle.detection import DetectionSpec
 from optimize.errors import ModelError
 
-__all__ = ["Detections", "KeptShare", "box_iou", "decode_v8", "detect", "kept_share"]
+__all__ = ["FINDING", "Detections", "KeptShare", "box_iou", "decode_v8", "detect", "kept_share"]
 
 Floats: TypeAlias = NDArray[np.float32]
+
+FINDING = 0.25
+"""Score from which a float detection counts, as YOLO's tools draw them."""
 
 SLACK = 0.8
 """A detection may be matched down to this share of the threshold: a score that wavers about it is not a lost defect."""
@@ -142,7 +145,7 @@ def kept_share(
     float_outputs: Iterable[tuple[Floats, Floats]],
     int8_outputs: Iterable[tuple[Floats, Floats]],
     *,
-    score: float = 0.25,
+    score: float = FINDING,
     iou: float = 0.9,
     nms_iou: float = 0.5,
     spec: DetectionSpec | None = None,

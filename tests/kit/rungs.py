@@ -46,6 +46,7 @@ def rung(name: str, ms: float | None = 10.0, drop: float = 0.0, **changes: Any) 
         "parameters": 1000,
         "size_bytes": 4_000_000,
         "structure": "a" * 64,
+        "temperature": 1.0,
         "latency": timing,
     }
     return Rung(**{**values, **changes})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,7 +13,7 @@ from optimize.networks import build_network
 from optimize.networks.classifier import Classifier
 from tests.kit.float_models import CLASSES, picture
 
-__all__ = ["pictures", "trained"]
+__all__ = ["pictures", "trained", "unequal"]
 
 
 def pictures(count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
@@ -35,3 +37,17 @@ def trained() -> Classifier:
     with torch.no_grad():
         assert float((network.eval()(images).argmax(1) == targets).float().mean()) > 0.9
     return network.eval()
+
+
+def unequal(network: Classifier, most: float) -> Classifier:
+    """The same function, but channels up to so many times as loud: one scale per tensor ruins the quiet ones."""
+    changed, rng = copy.deepcopy(network), np.random.default_rng(0)
+    norms = [module for module in changed.features.modules() if isinstance(module, nn.BatchNorm2d)]
+    convolutions = [module for module in changed.features.modules() if isinstance(module, nn.Conv2d)]
+    with torch.no_grad():
+        for norm, behind in zip(norms[:-1], convolutions[1:], strict=True):
+            louder = torch.from_numpy(most ** rng.uniform(0, 1, norm.num_features)).float()
+            norm.weight *= louder
+            norm.bias *= louder
+            behind.weight /= louder[None, :, None, None]
+    return changed

@@ -283,3 +283,62 @@ def test_onnx_checks_every_planted_export() -> None:
     """The kit's graphs follow the standard, so that what is tested is ours."""
     for form in FORMS:
         onnx.checker.check_model(planted(form), full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "said", "remedy"),
+    [
+        ((1, 64, 3), None, "(yolov8) would be 3 boxes of 60 classes", "detector: {form: yolov8}"),
+        ((1, 3, 64), None, "(centre) would be 3 boxes of 60 classes", "detector: {form: centre}"),
+        ((1, 64, 3), 60, "(yolov8) would be 3 boxes of 60 classes", "detector: {form: yolov8}"),
+        ((1, 40, 48), None, "(yolov8) would be 48 boxes of 36 classes", "detector: {form: yolov8}"),
+    ],
+)
+def test_a_layout_that_no_detector_has_is_refused(
+    tmp_path: Path, shape: tuple[int, ...], classes: int | None, said: str, remedy: str
+) -> None:
+    """Any output of three sides fits some form; what it would mean is told, and the key that insists on it."""
+    path = written(tmp_path / "m.onnx", shaped(shape))
+
+    with pytest.raises(ModelError) as caught:
+        read_model(path, UNIT, classes=classes)
+
+    assert said in caught.value.message
+    assert remedy in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((1, 60, 7), None), ((1, 7, 60), None), ((1, 30, 24), 20)])
+def test_a_small_detector_is_still_recognized(tmp_path: Path, shape: tuple[int, ...], classes: int | None) -> None:
+    """Few boxes are no fault by themselves, and whoever says how many classes there are is believed sooner."""
+    assert read_model(written(tmp_path / "m.onnx", shaped(shape)), UNIT, classes=classes).task == "detect"
+
+
+def test_the_recipe_may_insist_on_an_odd_layout(tmp_path: Path) -> None:
+    """Three boxes of sixty classes: somebody knows it better."""
+    path = written(tmp_path / "m.onnx", shaped((1, 64, 3)))
+
+    assert read_model(path, UNIT, classes=60, detector=DetectorRecipe(form="yolov8")).count == 60
+
+
+def shaped(shape: tuple[int, ...]) -> Any:
+    """A convolution whose output is brought to a shape: what it computes is no detector's."""
+    channels = math.prod(shape) // 4 + 1
+    weights = np.random.default_rng(0).normal(0, 0.01, (channels, 3, 32, 32)).astype(np.float32)
+    nodes = [
+        onnx.helper.make_node("Conv", ["images", "weights"], ["conv"], kernel_shape=[32, 32], strides=[32, 32]),
+        onnx.helper.make_node("Flatten", ["conv"], ["flat"]),
+        onnx.helper.make_node("Slice", ["flat", "from", "to", "axis"], ["cut"]),
+        onnx.helper.make_node("Reshape", ["cut", "shape"], ["out"]),
+    ]
+    constants = {"from": [0], "to": [math.prod(shape)], "axis": [1], "shape": list(shape)}
+    made = onnx.helper.make_graph(
+        nodes,
+        "shaped",
+        [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, 3, SIDE, SIDE])],
+        [onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, list(shape))],
+        [
+            onnx.numpy_helper.from_array(weights, "weights"),
+            *(onnx.numpy_helper.from_array(np.array(value), name) for name, value in constants.items()),
+        ],
+    )
+    return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)

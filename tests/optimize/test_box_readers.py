@@ -483,3 +483,26 @@ def test_a_set_of_good_parts_only_is_read_where_it_may_be(tmp_path: Path) -> Non
 
     assert "no box on any" in refused(tmp_path).message
     assert [sample.boxes for sample in read_boxes(tmp_path, needs_boxes=False)] == [()]
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "remedy"),
+    [
+        ({"boxes.csv": "file,class,left,top,right,bottom\n"}, "expected file,class,xmin", "name the columns"),
+        ({"a.txt": "0 x 0.5 0.1 0.1\n", "classes.txt": "pit\n"}, "expected numbers", "class number, centre x"),
+        ({"a.txt": b"0 0.5 0.5 0.1 0.1\xff\n", "classes.txt": "pit\n"}, "can't be read as UTF-8", "save it"),
+        ({"a.xml": "<annotation>" * 99}, "elements deep", "export it again"),
+        ({}, "nothing outlines defects", "add boxes.csv"),
+    ],
+)
+def test_a_refusal_says_what_to_do(tmp_path: Path, files: dict[str, str | bytes], words: str, remedy: str) -> None:
+    """Whoever is refused wants to know what to type next."""
+    pictures(tmp_path, "a.png")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    with pytest.raises(DataError) as caught:
+        read_boxes(tmp_path)
+
+    assert words in caught.value.message
+    assert remedy in (caught.value.hint or "")

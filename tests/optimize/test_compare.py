@@ -157,6 +157,26 @@ def test_without_good_parts_each_stands_at_its_own_limit() -> None:
     assert [(m.limit, m.missed, m.overkill_rate) for m in found.models] == [(0.5, 4, None), (0.95, 412, None)]
 
 
+@pytest.mark.parametrize(
+    ("goods", "rate", "source", "said"),
+    [
+        (1000, 0.01, "val", "both reject the same share of good parts: at most 10 of 1000 good parts of val."),
+        (12, 0.01, "val", "both reject the same share of good parts: none of 12 good parts of val."),
+        (1, 1.0, "the same images", "both reject the same share of good parts: at most 1 of 1 good part."),
+        (0, None, "test", "No part is good here, so each model has the limit of its own policy."),
+    ],
+)
+def test_how_limits_were_set_is_said_in_counts(goods: int, rate: float | None, source: str, said: str) -> None:
+    """A share of a few parts is not what anybody allowed: 16.67 % was two of twelve."""
+    asked = units(judged("a", (), alarms=GOODS[:goods]), judged("b", (), alarms=GOODS[:goods]), exposures=goods)
+
+    found = compare(asked, operate(asked, asked, rate, source))
+
+    assert found.limits_text.endswith(said)
+    allowed = None if rate is None else int(rate * goods)
+    assert (found.to_json()["limits_allow"], found.to_json()["limits_of"]) == (allowed, goods)
+
+
 def test_what_could_not_be_judged_is_stopped_and_said() -> None:
     """An error is no escape, as the line stops such a part, but it is no merit either."""
     broken = dataclasses.replace(judged("broken", ()), unjudged=20)

@@ -113,7 +113,7 @@ def test_without_good_parts_boxes_are_compared(tmp_path: Path, pair: tuple[Bundl
     document = run_command(COMMAND, *(b.path for b in pair), "--data", parts, "--json").json
 
     assert "deploy safe-1.0.0: 0 of 8 critical boxes missed against 8" in ran.out
-    assert "false boxes per picture on val" in ran.out
+    assert "so that both show equally many false boxes: at most 1 false box on 8 pictures of val." in ran.out
     assert (document["unit"], document["groups"]) == ("box", 8)
     assert [(m["overkill_rate"], m["false_boxes_per_image"]) for m in document["models"]] == [(None, 0.0), (None, 0.0)]
     assert run_command(COMMAND, *(b.path for b in pair), "--data", parts, "--overkill", 0.1).code == 2

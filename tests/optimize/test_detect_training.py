@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,8 @@ from optimize.box_readers import read_boxes  # noqa: E402
 from optimize.cli import main  # noqa: E402
 from optimize.detect.config import DetectConfig  # noqa: E402
 from optimize.detect.training import train_detector  # noqa: E402
-from optimize.errors import DataError, OptimizeError  # noqa: E402
+from optimize.errors import DataError, OptimizeError, RecipeError  # noqa: E402
+from optimize.recipe import read_recipe  # noqa: E402
 from tests.kit.boxes import write_box_set  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -51,6 +55,13 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     again = train_detector(config, dataset, tmp_path / "cut.onnx")
     assert again.resumed_at == 1
     assert again.sha256 == whole.sha256
+
+
+def test_a_detector_that_finds_nothing_yet_says_so(tmp_path: Path) -> None:
+    """One epoch from scratch at a rate of nearly nought: whoever builds INT8 of it waits for nothing."""
+    dataset = read_boxes(write_box_set(tmp_path / "set", n=8))
+    result = train_detector(dataclasses.replace(QUICK, lr=1e-9), dataset, tmp_path / "m.onnx")
+    assert any("on val it finds next to nothing yet" in notice for notice in result.notices)
 
 
 def test_another_recipe_does_not_go_on_with_this_checkpoint(tmp_path: Path) -> None:
@@ -94,7 +105,7 @@ def test_a_preview_shows_boxes_and_trains_nothing(tmp_path: Path) -> None:
         (["--cv", "5"], "cv: is for a classifier"),
         (["--size", "100"], "expected a multiple of 32"),
         (["--finest", "5"], "a stride of 5 px"),
-        (["--arch", "resnet18"], "expected one of yolo-lite0"),
+        (["--arch", "yolo-lite"], "expected one of yolo-lite0"),
         (["--freeze-until", "block2"], "got no published weights"),
         (["--tile-overlap", "0.9"], "expected 0 to 0.5"),
     ],
@@ -149,3 +160,72 @@ def test_tiles_are_learned_and_told_to_the_device(tmp_path: Path) -> None:
     metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert json.loads(metadata["detection"])["tiling"] == {"tile_px": 128, "overlap": 0.25, "with_whole": True}
     assert np.isfinite(json.loads(metadata["detection"])["score_above"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "remedy"),
+    [
+        (["--arch", "yolo-lite0"], "arch: yolo-lite0 is a detector", "add --task detect"),
+        (
+            ["--task", "detect", "--arch", "tiny"],
+            "arch: tiny is a classifier",
+            "or leave --task detect out",
+        ),
+        (["--task", "detect", "--arch", "resnet18"], "arch: resnet18 is a classifier", "take --arch yolo-resnet18"),
+    ],
+)
+def test_a_network_of_the_other_task_says_what_to_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str, remedy: str
+) -> None:
+    """The customer copied the name from the list of the other task."""
+    assert main(["train", "--data", str(tmp_path), *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert remedy in told
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--task", "detect", "--data", "nowhere"], "nowhere: no such folder"),
+        (["--task", "detect", "--data", "bare"], "nothing outlines defects"),
+        (["--task", "detect", "--data", "set", "--masks", "m"], "masks: is for a classifier"),
+        (["--task", "detect", "--data", "set", "--finest", "5"], "a stride of 5 px"),
+        (["--task", "detect", "--data", "set", "--weights", "nowhere.whl"], "nowhere.whl: no such file"),
+        (["--task", "detect", "--data", "goods"], "no box on any of"),
+        (["--data", "nowhere"], "nowhere: no such folder"),
+        (["--data", "set", "--weights", "nowhere.whl"], "nowhere.whl: no such file"),
+        (["--data", "set", "--arch", "ssd-lite0"], "ssd-lite0 is a detector"),
+        (["--data", "goods"], "one class"),
+        (["--data", "set", "--out", "set"], "out: set is a folder"),
+    ],
+)
+def test_a_mistake_is_told_before_torch_is_loaded(tmp_path: Path, words: list[str], said: str) -> None:
+    """Loading it takes seconds, on the customer's time."""
+    write_box_set(tmp_path / "set", n=8)
+    write_box_set(tmp_path / "goods", n=8)
+    (tmp_path / "goods" / "boxes.csv").write_text("file,class,xmin,ymin,xmax,ymax\n")
+    table = (tmp_path / "goods" / "splits.csv").read_text()
+    (tmp_path / "goods" / "splits.csv").write_text(table.replace(",scratch,", ",ok,").replace(",pit,", ",ok,"))
+    shutil.copytree(tmp_path / "set", tmp_path / "bare", ignore=shutil.ignore_patterns("*.csv"))
+    code = "import sys\nfrom optimize.cli import main\ncode = main(sys.argv[1:])\nprint(code, 'torch' in sys.modules)"
+
+    told = subprocess.run(
+        [sys.executable, "-c", code, "train", *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert said in told.stderr
+    assert told.stdout == "2 False\n"
+
+
+def test_tiles_are_as_large_as_the_recipe_allows(tmp_path: Path) -> None:
+    """What is trained can be built, and what can be built can be trained."""
+    for tile_px in (32, 16_384):
+        (tmp_path / "defect-opt.yaml").write_text(f"detector: {{tile_px: {tile_px}}}\n")
+        assert read_recipe(tmp_path).detector.tile_px == DetectConfig(tile_px=tile_px).tile_px
+    for tile_px in (31, 16_385):
+        (tmp_path / "defect-opt.yaml").write_text(f"detector: {{tile_px: {tile_px}}}\n")
+        with pytest.raises(RecipeError):
+            read_recipe(tmp_path)
+        with pytest.raises(OptimizeError, match="tile: got"):
+            DetectConfig(tile_px=tile_px)

@@ -7,6 +7,7 @@ from pathlib import Path
 from agent.bundle import open_bundle
 from optimize.ladder import RungFile, deploy
 from tests.kit.bundles import make_bundle
+from tests.kit.rungs import rung
 
 TOP = RungFile(name="top", path=Path("top.onnx"))
 
@@ -19,7 +20,7 @@ def test_a_float_rung_runs_from_its_bundle_and_a_failed_gate_stays_failed(tmp_pa
     """Its INT8 graphs are still inside, and a device may be told to run them."""
     made = make_bundle(tmp_path, gate_passed=False, gate_reasons=("INT8 loses 7 points",))
 
-    found = deploy("top", [TOP, int8_of_top(made.path)], tmp_path / "out-1.0.0.defect")
+    found = deploy(rung("top"), [TOP, int8_of_top(made.path)], tmp_path / "out-1.0.0.defect")
 
     assert found is not None
     manifest = open_bundle(found).manifest
@@ -31,7 +32,7 @@ def test_an_int8_rung_is_the_bundle_that_it_came_in(tmp_path: Path) -> None:
     """To the byte, when the bundle runs that graph already."""
     made = make_bundle(tmp_path)
 
-    found = deploy("top-int8", [TOP, int8_of_top(made.path)], tmp_path / "out-1.0.0.defect")
+    found = deploy(rung("top-int8", graph="cpu"), [TOP, int8_of_top(made.path)], tmp_path / "out-1.0.0.defect")
 
     assert found is not None
     assert found.read_bytes() == made.path.read_bytes()
@@ -39,5 +40,5 @@ def test_an_int8_rung_is_the_bundle_that_it_came_in(tmp_path: Path) -> None:
 
 def test_a_float_rung_without_a_bundle_gives_none(tmp_path: Path) -> None:
     """Nothing is invented: `build` makes one."""
-    assert deploy("top", [TOP], tmp_path / "out-1.0.0.defect") is None
+    assert deploy(rung("top"), [TOP], tmp_path / "out-1.0.0.defect") is None
     assert not list(tmp_path.iterdir())
