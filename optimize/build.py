@@ -4,6 +4,7 @@
 read model, calibration images, val images       refuse before any work is done
   → Quantizer                                    calibrated once
   → fit_budget, for each target                  the INT8 graph, layers put back to float where the budget asks for it
+  → halved                                       TensorRT's graph with FP16 where it has float32
   → a draft bundle, opened as a device opens it
   → fit the temperature on val                   with the INT8 outputs that will run
   → evaluate fp32 and int8 on val                the drop of accuracy or mAP50, through Inspector and Policy
@@ -46,6 +47,7 @@ from optimize.detection_card import DetectionScorecard
 from optimize.ensemble import cross_validation_of, is_out_of_fold
 from optimize.errors import OptimizeError
 from optimize.evaluate import Scorecard
+from optimize.halved import Halved, halved
 from optimize.inputs import GRAPH_FILES, Inputs, draft_manifest
 from optimize.judge import Judge
 from optimize.machine import describe
@@ -76,6 +78,9 @@ GOLDENS = 24
 LOW_SNR_DB = 15
 """Below it decisions near a limit change: the noise is over a sixth of the signal. NEU's networks reach 20 to 38 dB."""
 
+USUAL_KEPT = 0.97
+"""Share of a float detector's findings that INT8 keeps on NEU steel at the least; 0.99 to 1 in our measurements."""
+
 MIN_GOLDENS = 10
 PARITY_PICTURES = 8
 
@@ -93,7 +98,8 @@ class BuildReport:
         cards: a classifier's graphs for a CPU (`fp32`, `cpu`) on val, through the agent's code; empty for a detector.
         detections: the same of a detector; empty for a classifier, and where val has no boxes of known classes.
         fitted: each target's graph and what it loses.
-        size_bytes: by graph (`fp32`, `int8`, `trt`).
+        halved: TensorRT's graph in FP16, or why there is none; None where no graph for TensorRT was asked for.
+        size_bytes: by graph (`fp32`, `int8`, `trt`, `trt16`).
         latency_ms: by graph (`fp32`, `int8`), the median of inference alone over one interleaved run.
         equalization: how strongly channels were made equally loud, 0 to 1.
         growing: tensors whose range would go on growing with more calibration pictures.
@@ -111,6 +117,7 @@ class BuildReport:
     cards: Mapping[str, Scorecard]
     detections: Mapping[str, DetectionScorecard]
     fitted: Mapping[Target, Fitted]
+    halved: Halved | None
     size_bytes: Mapping[str, int]
     latency_ms: Mapping[str, float]
     equalization: float
@@ -147,6 +154,7 @@ class BuildReport:
             "metrics": _metrics(self.cards, self.detections, self.fitted),
             "drop_points": self.drop_points,
             "targets": {target: found.to_json() for target, found in self.fitted.items()},
+            "trt16": None if self.halved is None else self.halved.to_json(),
             "temperature": manifest.temperature,
             "ece": None if self.tempered is None else self.tempered.to_json(),
             "size_bytes": dict(self.size_bytes),
@@ -189,9 +197,13 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
     reading = check_reading(
         inputs.model, _reading_samples(inputs), [c.name for c in inputs.classes], inputs.recipe.detector
     )
+    judge = Judge(inputs.model, [c.name for c in inputs.classes], inputs.val, progress)
     quantizer = Quantizer(inputs.model, pictures, _options(inputs), progress)
-    fitted = _fitted(quantizer, inputs, pictures, progress)
+    fitted = _fitted(quantizer, judge, inputs, pictures, progress)
     graphs = {"fp32": bytes_from_model(inputs.model.proto)} | {t: found.integer.graph for t, found in fitted.items()}
+    half = halved(graphs["trt"], pictures, progress) if "trt" in graphs else None
+    if half is not None and half.graph is not None:
+        graphs["trt16"] = half.graph
     files = {GRAPH_FILES[kind]: data for kind, data in graphs.items()}
     tempered: Tempered | None = None
     with tempfile.TemporaryDirectory(prefix="defect-opt-") as folder:
@@ -221,6 +233,7 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
         cards=measured.cards,
         detections=measured.detections,
         fitted=fitted,
+        halved=half,
         size_bytes={"int8" if kind == "cpu" else kind: len(data) for kind, data in graphs.items()},
         latency_ms={"int8" if kind == "cpu" else kind: measured.latency_ms[kind] for kind in CPU_KINDS},
         equalization=quantizer.strength,
@@ -235,6 +248,7 @@ def build(inputs: Inputs, *, progress: Progress | None = None) -> BuildReport:
             *_warnings(inputs, fitted, measured, choice, goldens),
             *(() if reading is None else reading.warnings),
             *beside.warnings,
+            *(() if half is None else half.warnings),
         ),
     )
     _write_report(report)
@@ -259,8 +273,9 @@ def _options(inputs: Inputs) -> QuantizeOptions:
     )
 
 
-def _fitted(quantizer: Quantizer, inputs: Inputs, pictures: FittedImages, progress: Progress) -> dict[Target, Fitted]:
-    judge = Judge(inputs.model, [c.name for c in inputs.classes], inputs.val, progress)
+def _fitted(
+    quantizer: Quantizer, judge: Judge, inputs: Inputs, pictures: FittedImages, progress: Progress
+) -> dict[Target, Fitted]:
     return {
         target: fit_budget(
             quantizer,
@@ -381,6 +396,11 @@ def _warnings(
             yield (
                 f"{target}: INT8's scores are only {found.loss.snr_db:.1f} dB from the float graph's, {LOW_SNR_DB:g} "
                 "and more are usual: look at the calibration pictures before you ship it, whatever the drop says"
+            )
+        if (kept := found.loss.kept) is not None and kept.share_given < USUAL_KEPT:
+            yield (
+                f"{target}: INT8 gives only {100 * kept.share_given:.1f} % of the float graph's {kept.total} findings on "
+                f"val, {USUAL_KEPT:.0%} and more are usual: set max_drop_points, and layers go back to float for it"
             )
     for target, found in fitted.items():
         if found.result is not None and found.reasons:

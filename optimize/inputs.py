@@ -25,8 +25,13 @@ __all__ = ["GRAPH_FILES", "Inputs", "classes_of", "draft_manifest", "gather", "k
 OK_NAMES = frozenset({"ok", "good", "nodefect", "normal"})
 """Class names (letters only, lower case) that mean a good part, where the recipe says nothing."""
 
-GRAPH_FILES = {"fp32": "model.fp32.onnx", "cpu": "model.cpu.onnx", "trt": "model.trt.onnx"}
-"""Kind of graph to its name in a bundle. A CPU runs the first two; a device compiles the third."""
+GRAPH_FILES = {
+    "fp32": "model.fp32.onnx",
+    "cpu": "model.cpu.onnx",
+    "trt": "model.trt.onnx",
+    "trt16": "model.trt16.onnx",
+}
+"""Kind of graph to its name in a bundle. A CPU runs the first two; a device compiles one of the others."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

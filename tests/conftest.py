@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -32,6 +33,21 @@ def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+@functools.lru_cache(maxsize=1)
+def _why_no_gpu() -> str:
+    """Why engines can't be compiled and run here, in the agent's own words; empty where they can."""
+    from agent.engines.device import open_device
+    from agent.engines.trt_api import load_tensorrt
+    from agent.errors import EngineError
+
+    try:
+        load_tensorrt()
+        open_device().close()
+    except EngineError as error:
+        return error.message
+    return ""
+
+
 NEEDS: dict[str, tuple[Callable[[], object], str]] = {
     "torch": (lambda: _has("torch"), "needs PyTorch: pip install -e '.[train]'"),
     "tensorrt": (lambda: _has("tensorrt_rtx"), "needs TensorRT-RTX (x86-64 Linux): pip install -e '.[trt-test]'"),
@@ -50,6 +66,8 @@ def _why_not(item: pytest.Item) -> str | None:
     for marker, (is_there, reason) in NEEDS.items():
         if item.get_closest_marker(marker) and not is_there():
             return reason
+    if item.get_closest_marker("gpu") and _why_no_gpu():
+        return f"needs TensorRT and a GPU (tools/test --gpu): {_why_no_gpu()}"
     if item.get_closest_marker("boot") and not item.config.getoption("--boot"):
         return "opt-in: tools/test --boot"
     if item.get_closest_marker("every_network") and not item.config.getoption("--every-network"):

@@ -148,7 +148,8 @@ class Manifest:
         input: the one input.
         classes: in the order of the outputs; at least two (one for a detector), names differ.
         outputs: which output is what.
-        graphs: kind (`fp32`, `cpu`, `trt`) to file name.
+        graphs: kind to file name: `fp32` and `cpu` for CPUs; `trt` for TensorRT, and `trt16`, the same with FP16 where
+            it has float32.
         cpu_graph: the kind that a CPU runs: `cpu` (INT8), or `fp32` where INT8 is not faster or not good enough.
         policy: default decision limits.
         detection: how boxes and scores are read; None for a classifier.

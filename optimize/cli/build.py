@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ EPILOG = """examples:
   defect-opt build --int8 --model model.onnx --data parts/ --calib line3/ --max-drop 0.5 --name line3 --version 1.2.0
   defect-opt build --int8 --model bought.onnx --data parts/ --calib line3/     # `preprocess:` in defect-opt.yaml
   defect-opt build --int8 --model yolo.onnx --data NEU --calib NEU             # a detector, judged by NEU's boxes
+  defect-opt build --int8 --calib calib/ --target tensorrt   # also an engine for the GPU of this machine
+  defect-opt build --int8 --calib calib/ --target trtexec    # also scripts for JetPack 5, which can't run the agent
 
 What is not given comes from defect-opt.yaml in the working directory, then from defaults. Where a folder has splits,
 --calib takes its calib split and --data its val split; the test split is never opened but to see that no calibration
@@ -33,7 +35,7 @@ image is in it. Exit code 1: the bundle was written, but INT8 loses more than --
 """
 
 NAMES = {"cpu": "INT8 for CPUs", "trt": "INT8 for TensorRT"}
-TARGETS = {"cpu": "cpu", "jetson": "trt", "tensorrt": "trt", "trt": "trt"}
+TARGETS = {"cpu": "cpu", "jetson": "trt", "tensorrt": "trt", "trtexec": "trt", "trt": "trt"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="FILE", help="the bundle to write (NAME-VERSION.defect)")
     add("--seed", type=int, metavar="N", help="for every choice that chance makes (0)")
     add("--threads", type=int, metavar="N", help="CPU threads of one inference while measuring (1)")
-    add("--target", metavar="T,…", help="whose INT8 graphs: cpu, jetson (or tensorrt); both unless told otherwise")
+    add(
+        "--target",
+        metavar="T,…",
+        help="cpu, jetson: whose INT8 graphs, both unless told otherwise; tensorrt: also an engine for this machine's "
+        "GPU; trtexec: also graphs and a script per TensorRT, for devices without the agent",
+    )
     add("--ledger", type=Path, metavar="FILE", help="where the run is noted (defect-opt.ledger.jsonl)")
     add("--json", action="store_true", help="one JSON document")
 
@@ -61,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.int8:
         raise OptimizeError("build: nothing to do without --int8", hint="defect-opt build --int8 --calib DIR")
     from optimize.build import build
+    from optimize.devices import serve_devices
     from optimize.inputs import gather
     from optimize.ledger import build_entry, record
     from optimize.progress import open_progress
@@ -72,24 +80,29 @@ def run(args: argparse.Namespace) -> int:
     with open_progress() as progress:
         inputs = gather(recipe, progress=progress)
         report = build(inputs, progress=progress)
+        served = serve_devices(report.bundle, _named(args.target), progress)
     record(build_entry(inputs, report), args.ledger)
     if args.json:
-        print_json(report.to_json())
+        print_json(report.to_json() | ({"devices": served.report} if served.report else {}))
     else:
-        print("\n".join(_lines(report, recipe)))
-    return DONE if report else FAILED
+        print("\n".join(_lines(report, recipe, served.lines)))
+    return DONE if report and served else FAILED
 
 
 def _targets(text: str | None) -> tuple[Target, ...] | None:
     """The recipe's names of what --target names; a CPU's graph is always made, as every device can fall back to it."""
     if text is None:
         return None
-    named = [target.strip().lower() for target in text.split(",")]
+    named = _named(text)
     strange = sorted(set(named) - set(TARGETS))
     if strange:
         raise OptimizeError(f"--target: got {', '.join(strange)!r}, expected some of {', '.join(TARGETS)}")
     both: tuple[Target, ...] = ("cpu", "trt")
     return both if any(TARGETS[name] == "trt" for name in named) else both[:1]
+
+
+def _named(text: str | None) -> list[str]:
+    return [] if text is None else [target.strip().lower() for target in text.split(",")]
 
 
 def _flags(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
@@ -108,7 +121,7 @@ def _flags(args: argparse.Namespace) -> dict[str, tuple[str, Any]]:
     }
 
 
-def _lines(report: BuildReport, recipe: Recipe) -> Iterator[str]:
+def _lines(report: BuildReport, recipe: Recipe, devices: Sequence[str] = ()) -> Iterator[str]:
     manifest = report.bundle.manifest
     yield f"{report.bundle.path}  ({manifest.name} {manifest.version}, {len(report.bundle.entries)} files)"
     yield ""
@@ -133,8 +146,14 @@ def _lines(report: BuildReport, recipe: Recipe) -> Iterator[str]:
             f"({', '.join(report.growing[:3])}{more}): more of them, and more different ones, would help"
         )
     yield f"a CPU runs: {'INT8' if manifest.cpu_graph == 'cpu' else 'FP32'} ({report.cpu_graph_why})"
-    if "trt" in report.fitted:
-        yield "a Jetson compiles model.trt.onnx on the device; no engine is in the bundle"
+    if report.halved is not None and report.halved.graph is not None:
+        single = len(report.halved.in_float32)
+        left = f", {single} operators left in float32 for their numbers" if single else ""
+        yield f"INT8 + FP16 for TensorRT 10 and 11: {report.halved.snr_db:.1f} dB against INT8 + float32{left}"
+    if devices:
+        yield from devices
+    elif "trt" in report.fitted:
+        yield "a Jetson compiles its graph on the device; no engine is in the bundle"
     yield f"gate: {'passed' if manifest.gate_passed else 'FAILED: ' + '; '.join(manifest.gate_reasons)}"
     for warning in report.warnings:
         yield f"warning: {warning}"

@@ -20,7 +20,7 @@ __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
 Target = Literal["cpu", "trt"]
 
-OWN_TARGET: Mapping[str, tuple[Target, ...]] = {"cpu": ("cpu",), "trt": ("trt",)}
+OWN_TARGET: Mapping[str, tuple[Target, ...]] = {"cpu": ("cpu",), "trt": ("trt",), "trt16": ("trt",)}
 """Kinds of graphs in a bundle that are made for one target; the float graph is for both."""
 
 NAME = "inspect"

@@ -5,6 +5,7 @@ The environment is this one with the extras hidden: a finder that refuses them, 
 
 from __future__ import annotations
 
+import importlib
 import pkgutil
 import subprocess
 import sys
@@ -46,8 +47,8 @@ def test_every_module_of_the_agent_imports_with_the_base_install_alone() -> None
 
 @pytest.mark.parametrize(
     ("program", "command"),
-    [("agent", name.rsplit(".", 1)[1]) for name in AGENT.commands]
-    + [("optimize", name.rsplit(".", 1)[1]) for name in OPTIMIZE.commands],
+    [("agent", importlib.import_module(name).NAME) for name in AGENT.commands]
+    + [("optimize", importlib.import_module(name).NAME) for name in OPTIMIZE.commands],
 )
 def test_help_opens_and_shows_an_example_with_the_base_install_alone(program: str, command: str) -> None:
     result = _bare(f"from {program}.cli import main\nsys.exit(main([{command!r}, '--help']))")

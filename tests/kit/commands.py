@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 from typing import Any
@@ -29,7 +30,7 @@ class Ran:
 
 def run_command(module: str, *arguments: object) -> Ran:
     """Run `defect-opt NAME ARGUMENTS` for the command in `module`, such as `optimize.cli.build`."""
-    name = module.rpartition(".")[2]
+    name = importlib.import_module(module).NAME
     program = Program(name="defect-opt", description="for tests", commands=(module,), version="0")
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

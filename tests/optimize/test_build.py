@@ -224,6 +224,7 @@ def test_the_bundle_is_whole_and_says_what_it_is(report: BuildReport, parts: Pat
         "fp32": "model.fp32.onnx",
         "cpu": "model.cpu.onnx",
         "trt": "model.trt.onnx",
+        "trt16": "model.trt16.onnx",
     }
     assert {"ranges.json", "sensitivity.json", "calib.cache"} <= set(bundle.entries)
     assert manifest.metrics["split"] == "val"
@@ -528,7 +529,8 @@ def test_json_is_one_document_with_every_number_and_lies_beside_the_bundle(
         "warnings",
     }
     assert set(document["latency_ms"]) == {"fp32", "int8"}
-    assert set(document["metrics"]) == set(document["size_bytes"]) == {"fp32", "int8", "trt"}
+    assert set(document["metrics"]) == {"fp32", "int8", "trt"}
+    assert set(document["size_bytes"]) == {"fp32", "int8", "trt", "trt16"}
     assert document["metrics"]["int8"]["recall"].keys() == set(CLASSES)
     assert document["escape_bound"] is None
     assert any("escape_bound" in note for note in document["notes"])

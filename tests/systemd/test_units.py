@@ -48,6 +48,18 @@ def test_systemd_finds_nothing_to_say_about_the_unit(unit: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize(("text", "words"), [("", ""), ("DeviseAllow=/dev/null rw\n", "DeviseAllow")])
+def test_the_drop_in_for_a_gpu_is_read_and_has_nothing_wrong(unit: Path, text: str, words: str) -> None:
+    """A misspelt key in it would be noticed, too."""
+    folder = unit.with_name(f"{unit.name}.d")
+    folder.mkdir()
+    (folder / "20-gpu.conf").write_text((SYSTEMD / "20-gpu.conf").read_text() + text)
+    done = analyze("verify", "--man=no", unit)
+
+    assert done.returncode == 0
+    assert done.stderr.strip() == "" if not words else words in done.stderr
+
+
 def test_the_exposure_stays_low(unit: Path) -> None:
     """`systemd-analyze security` counts what a broken-in process could do; 10 is everything."""
     done = analyze("security", "--offline=true", f"--threshold={MOST_EXPOSURE * 10:g}", unit)
