@@ -6,7 +6,6 @@ it makes when it is absent, as `run` would.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import shutil
@@ -14,42 +13,25 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
+from agent.acceptance_file import ACCEPT_AGAIN, accepted_in, refused_in
 from agent.bundle import Bundle, is_as_recorded, open_bundle
 from agent.cameras import open_camera
+from agent.checks_device import Finding, device_findings, is_tensorrt_wanted
 from agent.config import AgentConfig, read_config
-from agent.engines import Engine, open_engine
+from agent.engines import Engine, fell_back, open_cache, open_engine
 from agent.errors import AgentError, ConfigError
 from agent.frame import Fault, Part, Stamp
 from agent.health import clock_synced
 from agent.publisher import probe
+from agent.replay import reference_graph
 from agent.verdict import policy_from_config
 
 __all__ = ["Finding", "check_station"]
 
-Level = Literal["ok", "warn", "fail"]
-
 LOW_DISK_BYTES = 500_000_000
 FIRST_FRAME_S = 5.0
 SLOW_ENGINE_MS = 200.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One line of the check.
-
-    Attributes:
-        subject: what was looked at.
-        level: `ok`, `warn` (runs, but a person should know) or `fail` (won't run right).
-        text: what was found.
-        remedy: what to do; empty when all is well.
-    """
-
-    subject: str
-    level: Level
-    text: str
-    remedy: str = ""
 
 
 def check_station(path: Path, *, with_camera: bool = True, with_broker: bool = True) -> Iterator[Finding]:
@@ -161,7 +143,48 @@ def _bundle_and_engine(config: AgentConfig) -> Iterator[Finding]:
             remedy="defect-opt build says which layers hold it back; raise --max-drop only with your eyes open",
         )
     yield from _guarded("policy", lambda: _policy(bundle, config))
-    yield from _guarded("engine", lambda: _engine(bundle, config))
+    is_compiled = True
+    if is_tensorrt_wanted(config):
+        for finding in _device(config, bundle):
+            is_compiled = is_compiled and (finding.subject != "cache" or finding.level == "ok")
+            yield finding
+    if is_compiled:
+        yield from _guarded("engine", lambda: _engine(bundle, config))
+    else:
+        text, remedy = "not tried: it is not compiled yet", "defect-agent build-engine, then check again"
+        yield Finding(subject="engine", level="warn", text=text, remedy=remedy)
+    yield from _guarded("accept", lambda: _accepted(bundle, config))
+
+
+def _device(config: AgentConfig, bundle: Bundle) -> Iterator[Finding]:
+    try:
+        yield from device_findings(config, bundle)
+    except AgentError as error:
+        yield _failed("gpu", error, "see the message")
+
+
+def _accepted(bundle: Bundle, config: AgentConfig) -> Finding:
+    """What `defect-agent accept` said of this bundle on this device, if it was asked."""
+    refused = refused_in(config.state_dir, bundle.digest)
+    accepted = accepted_in(config.state_dir, bundle.digest)
+    if refused is not None:
+        text = f"refused on {refused.time[:10]}: {'; '.join(refused.problems)}"
+        return Finding(
+            subject="accept",
+            level="fail",
+            text=text,
+            remedy=f"mend that, or put the earlier bundle back; then {ACCEPT_AGAIN}",
+        )
+    if accepted is not None:
+        text = f"accepted on {accepted.time[:10]}: {accepted.engine}, {accepted.p50_ms:.1f} ms"
+        return Finding(subject="accept", level="ok", text=text)
+    if config.acceptance.required:
+        text = "this bundle was not accepted on this device, and acceptance.required says that it must be"
+        return Finding(subject="accept", level="fail", text=text, remedy=ACCEPT_AGAIN)
+    text = "this bundle was not accepted on this device: nothing tells when its engine gets slow"
+    if config.engine.kind == "trt":
+        return Finding(subject="accept", level="warn", text=text, remedy=ACCEPT_AGAIN)
+    return Finding(subject="accept", level="ok", text=text)
 
 
 def _policy(bundle: Bundle, config: AgentConfig) -> Finding:
@@ -192,12 +215,15 @@ def _policy_of_detector(bundle: Bundle, config: AgentConfig, text: str) -> Findi
 
 
 def _engine(bundle: Bundle, config: AgentConfig) -> Finding:
-    engine = open_engine(bundle, config.engine)
+    engine = open_engine(bundle, config.engine, cache=open_cache(config))
     try:
-        kind = bundle.manifest.cpu_graph if config.engine.graph == "auto" else config.engine.graph
-        return _golden(bundle, engine, kind)
+        found = _golden(bundle, engine, reference_graph(bundle, engine, config.engine))
     finally:
         engine.close()
+    if found.level == "ok" and fell_back(engine):
+        remedy = "mend that, or set engine.kind: onnxruntime if the CPU is meant to run the model"
+        return Finding(subject="engine", level="warn", text=found.text, remedy=remedy)
+    return found
 
 
 def _golden(bundle: Bundle, engine: Engine, kind: str) -> Finding:

@@ -8,18 +8,16 @@ Nothing keeps the raw YAML, and no environment variable stands beside it (but fo
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import re
-import types
-import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Literal, Union
 
 from agent.errors import ConfigError
-from agent.yaml_file import HINT, read_yaml, shown
+from agent.typed_yaml import config_from_mapping
+from agent.typed_yaml import key as _key
+from agent.yaml_file import read_yaml
 
 __all__ = [
+    "AcceptanceConfig",
     "AgentConfig",
     "CameraConfig",
     "EngineConfig",
@@ -32,6 +30,7 @@ __all__ = [
     "MqttConfig",
     "OpenCvCameraConfig",
     "PolicyConfig",
+    "TensorRtConfig",
     "TlsConfig",
     "TriggerConfig",
     "WatchdogConfig",
@@ -40,22 +39,6 @@ __all__ = [
     "read_config",
     "read_yaml",
 ]
-
-T = TypeVar("T")
-
-
-def _key(
-    default: Any = dataclasses.MISSING,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    pattern: str | None = None,
-    form: str = "",
-    path: bool = False,
-) -> Any:
-    """One key with its bounds; `form` is its `pattern` in words, a relative `path` starts at the file's folder."""
-    bounds = {"low": low, "high": high, "pattern": pattern, "form": form, "path": path}
-    return dataclasses.field(default=default, metadata=bounds)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,18 +120,83 @@ TriggerConfig = Union[FrameTriggerConfig, FreeRunConfig]  # noqa: UP007
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRtConfig:
+    """How TensorRT compiles the bundle's graph on this device, and how its engine runs.
+
+    Attributes:
+        precision: `auto` is INT8 where the bundle has a graph for it, else FP16; or insist on one.
+        workspace_mb: GPU memory that TensorRT may use while it tries kernels.
+        optimization_level: 0 builds fast, 5 runs fastest; empty is TensorRT's own choice (3).
+        version_compatible: the engine may run on the next TensorRT too, perhaps slower.
+        dla_core: compile for this deep learning accelerator; empty is the GPU.
+        sparse: use 2:4 sparse kernels where the weights are so.
+        calibration_cache: INT8 by the bundle's calibration cache instead of its Q/DQ graph (TensorRT 8 and 10).
+        cuda: the library that moves pictures to the GPU; `auto` takes PyCUDA, else cuda-python.
+        memory: `mapped` lets the GPU read the picture where it lies (boards whose GPU shares the memory), `copied`
+            does not; `auto` is what `accept` measured to be faster.
+        cache_dir: where compiled engines are kept; empty is `engines` in the state directory.
+        cache_mb: megabytes of engines; the oldest go first, the newest and the last good one stay.
+    """
+
+    precision: Literal["auto", "int8", "fp16", "fp32"] = "auto"
+    workspace_mb: int = _key(1_024, low=16, high=1_000_000)
+    optimization_level: int | None = _key(None, low=0, high=5)
+    version_compatible: bool = False
+    dla_core: int | None = _key(None, low=0, high=7)
+    sparse: bool = False
+    calibration_cache: bool = False
+    cuda: Literal["auto", "pycuda", "cuda-python"] = "auto"
+    memory: Literal["auto", "mapped", "copied"] = "auto"
+    cache_dir: Path | None = _key(None, path=True)
+    cache_mb: int = _key(2_000, low=1, high=1_000_000)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """What runs the model.
 
     Attributes:
-        kind: `onnxruntime`, or `auto` for the best one here (said in every verdict).
+        kind: `onnxruntime` (the CPU), `trt` (TensorRT, never anything else), or `auto` for the best one here: TensorRT
+            where it and its GPU are there, else ONNX Runtime. A fall-back is said in every verdict.
         threads: CPU threads of one inference; one takes half the CPU of two and is steadier.
-        graph: `auto` takes what the bundle calls its CPU graph; `cpu` (INT8) or `fp32` insists.
+        graph: `auto` takes what the bundle calls its CPU graph; `cpu` (INT8) or `fp32` insists, on the CPU.
+        tensorrt: how TensorRT compiles and runs.
     """
 
-    kind: Literal["auto", "onnxruntime"] = "auto"
+    kind: Literal["auto", "onnxruntime", "trt"] = "auto"
     threads: int = _key(1, low=1, high=256)
     graph: Literal["auto", "cpu", "fp32"] = "auto"
+    tensorrt: TensorRtConfig = TensorRtConfig()
+
+    def __post_init__(self) -> None:
+        if self.kind == "trt" and self.graph != "auto":
+            raise ConfigError(
+                f"engine.graph: got {self.graph}, which is a graph for the CPU, beside engine.kind: trt",
+                hint="leave engine.graph out; engine.tensorrt.precision chooses INT8, FP16 or FP32",
+            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptanceConfig:
+    """When an engine may go live, and what happens when it is no longer what was accepted.
+
+    Attributes:
+        required: `run` refuses a bundle that `defect-agent accept` did not take on this device.
+        max_changed: golden pictures that may get another verdict than at the build.
+        max_changed_bound: largest rate of changed verdicts (95 % upper bound) to accept; empty asks for none.
+        max_p99_ms: largest 99th percentile of one inference, warm, in milliseconds; empty asks for none.
+        slow_factor: an engine that takes this many times its time at acceptance is too slow.
+        replay_hours: hours between two replays of the golden pictures; 0 replays at the start only.
+        on_change: an engine that is not what was accepted makes the status `degraded`, or stops the line.
+    """
+
+    required: bool = False
+    max_changed: int = _key(0, low=0, high=200)
+    max_changed_bound: float | None = _key(None, low=0, high=1)
+    max_p99_ms: float | None = _key(None, low=0.001, high=100_000)
+    slow_factor: float = _key(2.0, low=1.1, high=100)
+    replay_hours: float = _key(24.0, low=0, high=8_760)
+    on_change: Literal["degrade", "stop"] = "degrade"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +376,7 @@ class AgentConfig:
         camera: where frames come from.
         trigger: what makes a part.
         engine: what runs the model.
+        acceptance: when an engine may go live.
         policy: decision limits.
         journal: the durable record.
         mqtt: the broker; null runs without one.
@@ -345,6 +394,7 @@ class AgentConfig:
     camera: CameraConfig = _key()
     trigger: TriggerConfig = FrameTriggerConfig(kind="frame")
     engine: EngineConfig = EngineConfig()
+    acceptance: AcceptanceConfig = AcceptanceConfig()
     policy: PolicyConfig = PolicyConfig()
     journal: JournalConfig = JournalConfig()
     mqtt: MqttConfig | None = MqttConfig()
@@ -357,6 +407,11 @@ class AgentConfig:
             raise ConfigError(f"policy.review_above: got {low}, expected at most policy.defect_above ({high})")
         if isinstance(self.camera, OpenCvCameraConfig) and isinstance(self.trigger, FrameTriggerConfig):
             self._leave_time_for(self.camera)
+
+    @property
+    def engines_dir(self) -> Path:
+        """Where compiled engines are kept."""
+        return self.engine.tensorrt.cache_dir or self.state_dir / "engines"
 
     def _leave_time_for(self, camera: OpenCvCameraConfig) -> None:
         """With one part per frame the line itself waits for the camera; the watchdog must not take that for stuck."""
@@ -375,126 +430,3 @@ def read_config(path: Path) -> AgentConfig:
         ConfigError: the file can't be read, is no YAML, or holds a key, type or value that we don't know.
     """
     return config_from_mapping(AgentConfig, read_yaml(path), source=path)
-
-
-def config_from_mapping(cls: type[T], raw: dict[str, Any], *, source: Path) -> T:
-    """Build frozen types from a YAML mapping; used for `defect-opt.yaml` too.
-
-    Args:
-        cls: a frozen dataclass whose fields are scalars, `Path`, `Literal`, tuples, other such classes, or a union
-            of classes told apart by their `kind`.
-        raw: what `read_yaml` gave.
-        source: the file, for messages, and the folder that relative paths start from.
-
-    Raises:
-        ConfigError: with the path of the key, what was got and what was expected.
-    """
-    try:
-        return _Reader(source).build(cls, raw, "")
-    except ConfigError as error:
-        if str(source) in error.message:
-            raise
-        raise ConfigError(f"{source}: {error.message}", hint=error.hint) from error
-
-
-class _Reader:
-    """Walks types and values side by side."""
-
-    def __init__(self, source: Path) -> None:
-        self._source = source
-
-    def build(self, cls: type[T], raw: Any, where: str) -> T:
-        if not isinstance(raw, dict):
-            self._refuse(where, f"got {shown(raw)}, expected keys and values")
-        hints = typing.get_type_hints(cls)
-        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        for key in raw:
-            if key not in fields:
-                self._refuse(_join(where, key), "unknown key", _did_you_mean(str(key), where, list(fields)))
-        values = {}
-        for name, field in fields.items():
-            if name in raw:
-                values[name] = self._value(hints[name], raw[name], _join(where, name), field.metadata)
-            elif field.default is dataclasses.MISSING:
-                self._refuse(_join(where, name), "missing")
-        return cls(**values)
-
-    def _value(self, hint: Any, raw: Any, where: str, meta: Any) -> Any:
-        origin = get_origin(hint)
-        if origin in (Union, types.UnionType):
-            return self._union(get_args(hint), raw, where, meta)
-        if origin is Literal:
-            return self._choice(get_args(hint), raw, where)
-        if origin is tuple:
-            if not isinstance(raw, list):
-                self._refuse(where, f"got {shown(raw)}, expected a list")
-            return tuple(self._value(get_args(hint)[0], item, f"{where}[{i}]", meta) for i, item in enumerate(raw))
-        if dataclasses.is_dataclass(hint):
-            return self.build(typing.cast("type[Any]", hint), raw, where)
-        return self._scalar(hint, raw, where, meta)
-
-    def _choice(self, choices: tuple[Any, ...], raw: Any, where: str) -> Any:
-        if raw not in choices or isinstance(raw, bool):
-            quoted = f' (in quotes: "{raw}")' if isinstance(raw, (int, float)) and str(raw) in choices else ""
-            self._refuse(where, f"got {shown(raw)}, expected one of {', '.join(map(str, choices))}{quoted}")
-        return raw
-
-    def _union(self, options: tuple[Any, ...], raw: Any, where: str, meta: Any) -> Any:
-        if raw is None and type(None) in options:
-            return None
-        options = tuple(o for o in options if o is not type(None))
-        if len(options) == 1:
-            return self._value(options[0], raw, where, meta)
-        if not isinstance(raw, dict):
-            self._refuse(where, f"got {shown(raw)}, expected keys and values")
-        kinds = {get_args(typing.get_type_hints(o)["kind"])[0]: o for o in options}
-        kind = raw.get("kind")
-        if not isinstance(kind, str) or kind not in kinds:
-            self._refuse(f"{where}.kind", f"got {shown(kind)}, expected one of {', '.join(kinds)}")
-        return self.build(kinds[kind], raw, where)
-
-    def _scalar(self, hint: Any, raw: Any, where: str, meta: Any) -> Any:
-        if hint is Path:
-            return self._path(raw, where)
-        number = hint is float and isinstance(raw, int) and not isinstance(raw, bool)
-        if not number and (not isinstance(raw, hint) or (hint is not bool and isinstance(raw, bool))):
-            self._refuse(where, f"got {shown(raw)}, expected {_WORDS.get(hint, hint.__name__)}{_quotes(hint, raw)}")
-        low, high, pattern = meta.get("low"), meta.get("high"), meta.get("pattern")
-        if isinstance(raw, float) and not math.isfinite(raw):
-            self._refuse(where, f"got {raw}, expected a finite number")
-        if (low is not None and raw < low) or (high is not None and raw > high):
-            self._refuse(where, f"got {shown(raw)}, expected {low:.10g} to {high:.10g}")
-        if pattern is not None and not re.fullmatch(pattern, raw):
-            self._refuse(where, f"got {shown(raw)}, expected {meta.get('form') or f'the form {pattern}'}")
-        return float(raw) if number else raw  # only now: a whole number of 400 digits is no float
-
-    def _path(self, raw: Any, where: str) -> Path:
-        if not isinstance(raw, str) or not raw or "\x00" in raw:
-            self._refuse(where, f"got {shown(raw)}, expected a path")
-        try:
-            return (self._source.parent / Path(raw).expanduser()).absolute()
-        except RuntimeError:  # ~somebody
-            self._refuse(where, f"got {shown(raw)}, expected a path (there is no such user)")
-
-    def _refuse(self, where: str, problem: str, suggestion: str = "") -> typing.NoReturn:
-        place = where or "the top level"
-        raise ConfigError(f"{self._source}: {place}: {problem}{suggestion}", hint=HINT)
-
-
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def _join(where: str, key: object) -> str:
-    return f"{where}.{key}" if where else str(key)
-
-
-def _did_you_mean(key: str, where: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [k for k in known if key and k.startswith(key)]
-    return f" (did you mean {_join(where, near[0])}?)" if near else f" (known here: {', '.join(known)})"
-
-
-def _quotes(hint: Any, raw: Any) -> str:
-    """The remedy for `source: 0` and `recipe: no`, which YAML reads as a number and as false."""
-    if hint is not str or raw is None or isinstance(raw, (list, dict)):
-        return ""
-    return " (in quotes)" if isinstance(raw, bool) or not isinstance(raw, (int, float)) else f' (in quotes: "{raw}")'

@@ -51,6 +51,7 @@ class Station:
         journal: remembers.
         beat: called after every step, idle ones too; feeds the watchdog.
         camera_changed: told the reason when the camera is lost, and None when it is back.
+        between: called after every step with whether it brought a part; what it does keeps the next part waiting.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Station:
         journal: Journal,
         beat: Callable[[], None] = lambda: None,
         camera_changed: Callable[[str | None], None] = lambda _reason: None,
+        between: Callable[[bool], None] = lambda _judged: None,
     ) -> None:
         self._trigger = trigger
         self._camera = camera
@@ -71,6 +73,7 @@ class Station:
         self._journal = journal
         self._beat = beat
         self._camera_changed = camera_changed
+        self._between = between
         self._lost: str | None = None
 
     def run(self, stop: threading.Event, max_parts: int | None = None) -> int:
@@ -84,8 +87,10 @@ class Station:
         """
         judged = 0
         while not stop.is_set() and not self._trigger.ended and (max_parts is None or judged < max_parts):
-            judged += self.step() is not None
+            has_judged = self.step() is not None
+            judged += has_judged
             self._watch_camera()
+            self._between(has_judged)
             self._beat()
         return judged
 

@@ -17,6 +17,8 @@ PROGRAM = Program(
         "agent.cli.check",
         "agent.cli.inspect",
         "agent.cli.bench",
+        "agent.cli.build_engine",
+        "agent.cli.accept",
         "agent.cli.journal",
         "agent.cli.bundle",
     ),

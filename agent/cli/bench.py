@@ -8,12 +8,17 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from agent.console import DONE, number, print_json
-from agent.errors import BundleError, UserError
+from agent.errors import BundleError, EngineError, UserError
+
+if TYPE_CHECKING:
+    from agent.board import Sample
+    from agent.bundle import Bundle
+    from agent.engines import Engine
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
@@ -24,6 +29,9 @@ EPILOG = """examples:
   defect-agent bench --bundle neu-1.0.0.defect
   defect-agent bench --bundle neu-1.0.0.defect --seconds 10 --threads 2 --json
   defect-agent bench --profile pi5.json large.onnx small.onnx neu-1.0.0.defect
+
+Each graph that the CPU runs is timed, and TensorRT's engine where TensorRT is installed (compiled first, where it is
+not yet). The golden pictures are replayed as by `defect-agent accept`, which judges, too.
 
 --profile times many networks in turn, inference alone, and writes what `defect-opt ladder --profile` reads on the
 workstation, so that a network is chosen by its time on this device and not by its multiplications.
@@ -41,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=number(int, 1, 256), default=1, metavar="N", help="CPU threads of one inference (1)"
     )
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="where TensorRT's engine is kept (~/.cache)")
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
@@ -53,17 +62,23 @@ class _Row:
     p95_ms: float
     p99_ms: float
     parts_per_s: float
+    goldens: int
+    changed: int
 
 
 def run(args: argparse.Namespace) -> int:
     """Time preprocess + inference + decoding, interleaved over the graphs; or make a device profile."""
+    from agent.acceptance import board_to_json
+    from agent.board import Board
     from agent.bundle import open_bundle
 
     _check(args)
     if args.profile is not None:
         return _profile(args)
     bundle = open_bundle(args.bundle)
-    rows = _measure(bundle, args.seconds, args.threads)
+    samples = [(board := Board()).sample()]
+    rows = _measure(bundle, args)
+    samples.append(board.sample())
     if args.json:
         print_json(
             {
@@ -72,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
                 "machine": f"{platform.node()} {platform.machine()} {platform.system()} {platform.release()}",
                 "threads": args.threads,
                 "rows": [dataclasses.asdict(row) for row in rows],
+                "board": board_to_json(board.words(), board.power_mode(), samples),
+                "memory": dataclasses.asdict(board.memory()),
             }
         )
         return DONE
@@ -81,7 +98,25 @@ def run(args: argparse.Namespace) -> int:
             f"{row.graph:6} {row.p50_ms:8.2f} {row.p95_ms:8.2f} {row.p99_ms:8.2f} {row.parts_per_s:8.1f}"
             f" {row.n:7}  {row.engine}"
         )
+    for row in rows:
+        if row.changed:
+            print(f"{row.graph}: {row.changed} of {row.goldens} golden pictures get another verdict than at the build")
+    _show_board(board.power_mode(), samples)
     return DONE
+
+
+def _show_board(power_mode: str | None, samples: list[Sample]) -> None:
+    """What decides about the figures above: power mode, heat, and what held the board back."""
+    from agent.board import throttled_between
+
+    hottest = max((value for sample in samples for value in sample.temperatures_c.values()), default=None)
+    told = [
+        f"power mode {power_mode}" if power_mode else "",
+        f"at most {hottest:.0f} °C" if hottest is not None else "",
+        *(f"held back: {words}" for words in throttled_between(samples)),
+    ]
+    if any(told):
+        print(f"board: {', '.join(words for words in told if words)}")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -123,9 +158,7 @@ def _profile(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _measure(bundle: Any, seconds: float, threads: int) -> list[_Row]:
-    from agent.config import EngineConfig
-    from agent.engines import open_engine
+def _measure(bundle: Bundle, args: argparse.Namespace) -> list[_Row]:
     from agent.frame import Frame, Part, Stamp
     from agent.inspection import Inspector
 
@@ -143,36 +176,72 @@ def _measure(bundle: Any, seconds: float, threads: int) -> list[_Row]:
         )
         for i, g in enumerate(goldens)
     ]
-    engines = {
-        kind: open_engine(bundle, EngineConfig(threads=threads, graph=kind))
-        for kind in sorted(bundle.manifest.graphs)
-        if kind in ("cpu", "fp32")
-    }
+    engines = _engines(bundle, args)
     inspectors = {kind: Inspector(bundle, engine) for kind, engine in engines.items()}
     taken: dict[str, list[float]] = {kind: [] for kind in engines}
     for inspector in inspectors.values():
         for frame in frames[:5]:
             inspector.inspect(frame)
-    deadline, turn = time.monotonic() + seconds, 0
+    deadline, turn = time.monotonic() + args.seconds, 0
     while time.monotonic() < deadline or turn < 10:
         for kind, inspector in inspectors.items():
             start = time.perf_counter_ns()
             inspector.inspect(frames[turn % len(frames)])
             taken[kind].append((time.perf_counter_ns() - start) / 1e6)
         turn += 1
+    rows = [
+        _row(kind, engine, np.array(taken[kind]), _changed(bundle, engine, kind)) for kind, engine in engines.items()
+    ]
     for engine in engines.values():
         engine.close()
-    return [_row(kind, engines[kind].name, np.array(taken[kind])) for kind in engines]
+    return rows
 
 
-def _row(graph: str, engine: str, ms: np.ndarray[Any, Any]) -> _Row:
+def _engines(bundle: Bundle, args: argparse.Namespace) -> dict[str, Engine]:
+    """One for each graph that a CPU runs, and TensorRT's where it is installed and works."""
+    from agent.cli.bar import Bar
+    from agent.config import EngineConfig
+    from agent.engines import is_tensorrt_expected, open_engine
+    from agent.engines.trt_cache import EngineCache, user_cache_dir
+
+    kinds: tuple[Literal["cpu", "fp32"], ...] = ("cpu", "fp32")
+    engines: dict[str, Engine] = {
+        kind: open_engine(bundle, EngineConfig(threads=args.threads, graph=kind))
+        for kind in kinds
+        if kind in bundle.manifest.graphs
+    }
+    if is_tensorrt_expected():
+        config, bar = EngineConfig(kind="trt"), Bar()
+        cache = EngineCache(args.cache or user_cache_dir(), config.tensorrt.cache_mb * 1_000_000)
+        try:
+            engines["trt"] = open_engine(bundle, config, cache=cache, building=bar)
+        except EngineError as error:
+            print(f"trt: not timed: {error}", file=sys.stderr)
+        finally:
+            bar.done()
+    return engines
+
+
+def _changed(bundle: Bundle, engine: Engine, kind: str) -> tuple[int, int]:
+    """How many goldens there are for an engine, and how many get another verdict than at the build."""
+    from agent.config import EngineConfig, PolicyConfig
+    from agent.replay import GoldenReplay, reference_graph
+
+    graph = reference_graph(bundle, engine, EngineConfig()) if kind == "trt" else kind
+    replay = GoldenReplay(bundle, engine, graph, PolicyConfig())
+    return len(replay), sum(replay.play(index).changed for index in range(len(replay)))
+
+
+def _row(graph: str, engine: Engine, ms: np.ndarray[Any, Any], goldens: tuple[int, int]) -> _Row:
     p50, p95, p99 = (round(float(np.percentile(ms, q)), 3) for q in (50, 95, 99))
     return _Row(
         graph=graph,
-        engine=engine,
+        engine=engine.name,
         n=len(ms),
         p50_ms=p50,
         p95_ms=p95,
         p99_ms=p99,
         parts_per_s=round(1000 / float(ms.mean()), 1),
+        goldens=goldens[0],
+        changed=goldens[1],
     )

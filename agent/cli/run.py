@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from agent.console import DONE, number, print_json
+from agent.console import DONE, FAILED, number, print_json
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
@@ -40,5 +40,12 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(signum, lambda *_: stop.set())
     summary = run_station(config, stop=stop, max_parts=args.max_parts)
     if args.json:
-        print_json({"judged": summary.judged, "by_decision": summary.by_decision, "unsent": summary.unsent})
-    return DONE
+        print_json(
+            {
+                "judged": summary.judged,
+                "by_decision": summary.by_decision,
+                "unsent": summary.unsent,
+                "stopped": summary.stopped,
+            }
+        )
+    return DONE if summary.stopped is None else FAILED

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
+from agent.board import Board
 from agent.bundle import BoxDecoder, Bundle, Tensor
-from agent.config import EngineConfig
-from agent.errors import ConfigError, EngineError
+from agent.config import AgentConfig, EngineConfig
+from agent.errors import AgentError, BundleError, ConfigError, EngineError
+from agent.log import log_event
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Engine", "open_engine"]
+    from agent.engines.onnxrt import OnnxRuntimeEngine
+    from agent.engines.trt_cache import EngineCache
+
+__all__ = ["BEFORE_BUILD", "FALL_BACK", "Engine", "fell_back", "is_tensorrt_expected", "open_cache", "open_engine"]
+
+E = TypeVar("E", bound="Engine")
+
+log = logging.getLogger("agent.engines")
 
 
 class Engine(Protocol):
@@ -49,16 +61,96 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(bundle: Bundle, config: EngineConfig) -> Engine:
+FALL_BACK = "fell back from TensorRT"
+"""Stands in the name of an engine that is not the one that `auto` would have taken."""
+
+BEFORE_BUILD = "build"
+"""The phase that `building` hears once, before an engine is compiled; all others are TensorRT's."""
+
+MAX_REASON = 160
+"""Characters of the reason for a fall-back: it is part of every verdict."""
+
+
+def open_engine(
+    bundle: Bundle,
+    config: EngineConfig,
+    *,
+    cache: EngineCache | None = None,
+    building: Callable[[str, int, int], None] | None = None,
+) -> Engine:
     """Open the engine that the configuration asks for, and run it once on a grey picture.
 
     The run is the proof that the graph takes the manifest's input and gives its outputs, and takes the cost of the
     first inference before the first part comes.
 
+    `trt` is TensorRT or an error. `auto` takes TensorRT where it is installed, a cache is given and no graph for the
+    CPU is insisted on; when it does not work, ONNX Runtime does the work, and the engine's name says so with the
+    reason. Where there is no TensorRT and no Jetson, ONNX Runtime is the best engine and no fall-back.
+
+    Args:
+        bundle: what is to run.
+        config: what to run it on.
+        cache: where compiled engines are kept; without one `trt` compiles for this process alone.
+        building: told while an engine is compiled: the phase, steps done, steps in all; called once before it begins.
+
     Raises:
         ConfigError: the bundle has no graph of the kind asked for.
         EngineError: the graph can't be loaded, does not fit the manifest, or fails.
     """
+    if config.kind == "trt":
+        return _open_tensorrt(bundle, config, cache, building)
+    fault: AgentError | None = None
+    if config.kind == "auto" and config.graph == "auto" and cache is not None and is_tensorrt_expected():
+        try:
+            return _open_tensorrt(bundle, config, cache, building)
+        except (EngineError, BundleError) as error:
+            fault = error
+    engine = _open_onnxruntime(bundle, config)
+    if fault is not None:
+        engine.name = f"{engine.name} ({FALL_BACK}: {' '.join(fault.message.split())[:MAX_REASON]})"
+        log_event(log, "engine_fell_back", logging.WARNING, engine=engine.name, hint=fault.hint)
+    return engine
+
+
+def open_cache(config: AgentConfig) -> EngineCache:
+    """The station's compiled engines; the folder is made when something is written."""
+    from agent.engines.trt_cache import EngineCache
+
+    return EngineCache(config.engines_dir, config.engine.tensorrt.cache_mb * 1_000_000)
+
+
+def fell_back(engine: Engine) -> bool:
+    """Whether this is not the engine that `auto` would have taken."""
+    return FALL_BACK in engine.name
+
+
+def is_tensorrt_expected(board: Board | None = None) -> bool:
+    """Whether `auto` is to try TensorRT: it is installed, in whatever state, or this is a Jetson."""
+    try:
+        found = "tensorrt" in sys.modules or importlib.util.find_spec("tensorrt") is not None
+    except ModuleNotFoundError:
+        found = False
+    except (ImportError, ValueError):  # it is there, and broken
+        found = True
+    return found or (board or Board()).kind == "jetson"
+
+
+def _open_tensorrt(
+    bundle: Bundle,
+    config: EngineConfig,
+    cache: EngineCache | None,
+    building: Callable[[str, int, int], None] | None,
+) -> Engine:
+    from agent.engines.trt_open import open_tensorrt
+
+    engine, key = open_tensorrt(bundle, config, cache=cache, building=building)
+    _tried(engine, bundle)
+    if cache is not None:
+        cache.mark_good(key)
+    return engine
+
+
+def _open_onnxruntime(bundle: Bundle, config: EngineConfig) -> OnnxRuntimeEngine:
     from agent.engines.onnxrt import OnnxRuntimeEngine
 
     manifest = bundle.manifest
@@ -75,6 +167,11 @@ def open_engine(bundle: Bundle, config: EngineConfig) -> Engine:
         spec=manifest.input,
         outputs=manifest.outputs,
     )
+    return _tried(engine, bundle)
+
+
+def _tried(engine: E, bundle: Bundle) -> E:
+    """The engine, after it has run once; closed when it fails."""
     try:
         _try(engine, bundle)
     except BaseException:

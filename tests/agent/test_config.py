@@ -467,7 +467,7 @@ def test_the_reference_file_tells_every_choice(path: str) -> None:
         choices = {_kind(option) for _, option in _classes(TYPES[section].hint)}
     else:
         choices = {"true", "false"} if TYPES[path].hint is bool else set(get_args(TYPES[path].hint))
-    listed = re.search(r"[\w.]+(?: \| [\w.]+)+", WRITTEN[path].comment)
+    listed = re.search(r"[\w.-]+(?: \| [\w.-]+)+", WRITTEN[path].comment)
 
     assert listed is not None
     assert set(listed[0].split(" | ")) == choices

@@ -1,0 +1,265 @@
+"""Acceptance: a device proves that its engine does what the build promised, before it goes live.
+
+`measure` replays the goldens and times the engine while the board is watched; `judge` holds the result to the limits.
+`agent.acceptance_file` keeps what came out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from agent.board import Board, Memory, Sample, throttled_between
+from agent.config import AcceptanceConfig
+from agent.engines import Engine, fell_back
+from agent.errors import BundleError
+from agent.rates import upper_bound
+from agent.replay import Answer, GoldenReplay
+
+__all__ = ["Latency", "Measured", "board_to_json", "judge", "measure", "measured_to_json"]
+
+WARM_UPS = 5
+COLD_PAUSE_S = 0.2
+"""Rest before each cold inference: clocks go down and caches are taken by others, as between parts on a slow line."""
+
+COLD_SHARE, MIN_COLD = 0.1, 5
+SAMPLE_S = 0.5
+"""Seconds between two looks at the board."""
+
+Heard = Callable[[str, int, int], None]
+"""Told as it goes: what is done, how many are done, how many in all."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Milliseconds of one inference, without preprocessing."""
+
+    n: int
+    p50: float
+    p95: float
+    p99: float
+    worst: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What an engine does on this device.
+
+    Attributes:
+        engine: its name, in words.
+        kind: its runtime.
+        fell_back: whether it stands in for TensorRT.
+        graph: whose outputs at the build were the reference.
+        answers: one for each golden.
+        warm: inferences in a row.
+        cold: inferences after a rest each.
+        samples: the board before, during and after.
+        memory: after the run.
+        power_mode: of a Jetson, else None.
+        board: which board, in words.
+    """
+
+    engine: str
+    kind: str
+    fell_back: bool
+    graph: str
+    answers: tuple[Answer, ...]
+    warm: Latency
+    cold: Latency
+    samples: tuple[Sample, ...]
+    memory: Memory
+    power_mode: str | None
+    board: str
+
+    @property
+    def changed(self) -> tuple[Answer, ...]:
+        """The goldens that would be treated differently than at the build."""
+        return tuple(answer for answer in self.answers if answer.changed)
+
+    @property
+    def changed_bound(self) -> float:
+        """The largest rate of changed verdicts that these goldens leave plausible (95 %, one-sided)."""
+        return upper_bound(len(self.changed), len(self.answers))
+
+    @property
+    def throttled(self) -> tuple[str, ...]:
+        """What held the board back meanwhile, in words."""
+        return throttled_between(list(self.samples))
+
+
+def measure(
+    replay: GoldenReplay, engine: Engine, *, runs: int, board: Board | None = None, heard: Heard = lambda *_: None
+) -> Measured:
+    """Replay the goldens, then time the engine, warm and cold.
+
+    Args:
+        replay: of this engine.
+        engine: the open engine.
+        runs: inferences in a row; a tenth as many more after a rest each.
+        board: what is watched meanwhile.
+        heard: told as it goes.
+
+    Raises:
+        BundleError: there are no goldens to replay.
+        EngineError: an inference failed while it was timed.
+    """
+    if not len(replay):
+        raise BundleError(
+            "the bundle holds no golden pictures for this engine: nothing can be accepted",
+            hint="rebuild it with `defect-opt build`, which records them",
+        )
+    watched = _Watched(board or Board())
+    answers = []
+    for index in range(len(replay)):
+        answers.append(replay.play(index))
+        heard("golden pictures", index + 1, len(replay))
+        watched.look()
+    failed = next((a for a in answers if a.verdict.startswith("error: ")), None)
+    if failed is not None and not replay.can_infer():
+        runs = 0  # it is judged by its answers; there is nothing to time
+    cold = _timed(replay, max(MIN_COLD, round(COLD_SHARE * runs)) if runs else 0, watched, heard, pause_s=COLD_PAUSE_S)
+    for index in range(WARM_UPS if runs else 0):
+        replay.time(index)
+    warm = _timed(replay, runs, watched, heard)
+    watched.look(force=True)
+    return Measured(
+        engine=engine.name,
+        kind=engine.kind,
+        fell_back=fell_back(engine),
+        graph=replay.graph,
+        answers=tuple(answers),
+        warm=warm,
+        cold=cold,
+        samples=tuple(watched.samples),
+        memory=watched.board.memory(),
+        power_mode=watched.board.power_mode(),
+        board=watched.board.words(),
+    )
+
+
+def judge(measured: Measured, limits: AcceptanceConfig) -> tuple[str, ...]:
+    """What speaks against this engine, in words; empty when it may go live."""
+    problems = []
+    changed, n = measured.changed, len(measured.answers)
+    if measured.fell_back:
+        problems.append(f"it is not the engine that was asked for: {measured.engine}")
+    if len(changed) > limits.max_changed:
+        shown = "; ".join(f"{a.file}: {a.verdict}, at the build {a.expected}" for a in changed[:3])
+        more = f"; {len(changed) - 3} more" if len(changed) > 3 else ""
+        problems.append(
+            f"{len(changed)} of {n} golden verdicts changed, allowed are {limits.max_changed}: {shown}{more}"
+        )
+    if limits.max_changed_bound is not None and measured.changed_bound > limits.max_changed_bound:
+        problems.append(
+            f"up to {measured.changed_bound:.1%} of the verdicts may change (95 % bound from {n} golden pictures), "
+            f"allowed are {limits.max_changed_bound:.1%}"
+        )
+    if limits.max_p99_ms is not None and not measured.warm.p99 <= limits.max_p99_ms:
+        problems.append(f"p99 is {measured.warm.p99:.2f} ms, allowed are {limits.max_p99_ms:g} ms")
+    return tuple(problems)
+
+
+def measured_to_json(measured: Measured) -> dict[str, Any]:
+    """Plain values: what `accept` and `bench` print, and what the file holds."""
+    return {
+        "engine": measured.engine,
+        "kind": measured.kind,
+        "fell_back": measured.fell_back,
+        "graph": measured.graph,
+        "goldens": {
+            "n": len(measured.answers),
+            "changed": len(measured.changed),
+            "changed_upper_95": round(measured.changed_bound, 6),
+            "answers": [
+                {
+                    "file": answer.file,
+                    "verdict": answer.verdict,
+                    "expected": answer.expected,
+                    "changed": answer.changed,
+                    "difference": {role: _finite(value) for role, value in answer.difference.items()},
+                }
+                for answer in measured.answers
+            ],
+        },
+        "difference": {role: _finite(value) for role, value in _largest(measured.answers).items()},
+        "latency_ms": {"warm": _latency(measured.warm), "cold": _latency(measured.cold)},
+        "board": board_to_json(measured.board, measured.power_mode, measured.samples),
+        "memory": dataclasses.asdict(measured.memory),
+    }
+
+
+def board_to_json(board: str, power_mode: str | None, samples: Sequence[Sample]) -> dict[str, Any]:
+    """The board during a run as plain values: the least and the most of each temperature and clock, what held it back.
+
+    Args:
+        board: which one, in words.
+        power_mode: of a Jetson, else None.
+        samples: from begin to end, at least one.
+    """
+    return {
+        "model": board,
+        "power_mode": power_mode,
+        "throttled": list(throttled_between(list(samples))),
+        "temperatures_c": _ranges([sample.temperatures_c for sample in samples]),
+        "clocks_mhz": _ranges([sample.clocks_mhz for sample in samples]),
+    }
+
+
+class _Watched:
+    """The board, looked at now and then between two inferences."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self.samples = [board.sample()]
+        self._next = time.monotonic() + SAMPLE_S
+
+    def look(self, *, force: bool = False) -> None:
+        """Take a sample when it is time."""
+        if force or time.monotonic() >= self._next:
+            self.samples.append(self.board.sample())
+            self._next = time.monotonic() + SAMPLE_S
+
+
+def _timed(replay: GoldenReplay, n: int, watched: _Watched, heard: Heard, *, pause_s: float = 0.0) -> Latency:
+    taken = []
+    for index in range(n):
+        if pause_s:
+            time.sleep(pause_s)
+        taken.append(replay.time(index))
+        watched.look()
+        heard("cold" if pause_s else "warm", index + 1, n)
+    if not taken:
+        return Latency(n=0, p50=math.nan, p95=math.nan, p99=math.nan, worst=math.nan)
+    p50, p95, p99 = (float(np.percentile(taken, q)) for q in (50, 95, 99))
+    return Latency(n=n, p50=p50, p95=p95, p99=p99, worst=max(taken))
+
+
+def _latency(latency: Latency) -> dict[str, float | int | None]:
+    return {name: _finite(value) for name, value in dataclasses.asdict(latency).items()}
+
+
+def _finite(value: float) -> float | int | None:
+    """JSON has no infinity."""
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _largest(answers: Sequence[Answer]) -> dict[str, float]:
+    largest: dict[str, float] = {}
+    for answer in answers:
+        for role, value in answer.difference.items():
+            largest[role] = max(value, largest.get(role, 0.0))
+    return largest
+
+
+def _ranges(samples: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The least and the most that was seen of each."""
+    names = dict.fromkeys(name for sample in samples for name in sample)
+    found = {name: [sample[name] for sample in samples if name in sample] for name in names}
+    return {name: {"least": min(values), "most": max(values)} for name, values in found.items()}

@@ -1,0 +1,309 @@
+"""A bundle on TensorRT: the engine from the cache where one fits, else compiled here and kept.
+
+```text
+bundle ─ graphs ─┐
+TensorRT, GPU ───┼─▶ key ─▶ cache.find ─▶ plan ─▶ TensorRtEngine ─▶ run once ─▶ cache.mark_good
+options ─────────┘            │ none, damaged, or refused by TensorRT
+                              └─▶ build_plan ─▶ cache.keep
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from agent.engines import BEFORE_BUILD
+from agent.engines.device import Device, open_device
+from agent.engines.trt import PlanRefused, TensorRtEngine
+from agent.engines.trt_api import TensorRt, load_tensorrt
+from agent.engines.trt_build import BuildOptions, BuiltPlan, Graphs, build_plan
+from agent.engines.trt_cache import EngineCache, EngineKey
+from agent.errors import EngineError
+from agent.log import log_event
+
+if TYPE_CHECKING:
+    from agent.bundle import Bundle
+    from agent.config import EngineConfig, TensorRtConfig
+
+__all__ = [
+    "Building",
+    "Prepared",
+    "choose_memory",
+    "graphs_of",
+    "key_for",
+    "open_tensorrt",
+    "options_for",
+    "precision_for",
+    "prepare",
+    "room_for",
+]
+
+Precision = Literal["int8", "fp16", "fp32"]
+
+Building = Callable[[str, int, int], None]
+"""Told while an engine is compiled: the phase, steps done, steps in all. The first call comes before it begins."""
+
+COMPARED = 50
+"""Inferences with each kind of memory; the first fifth warms up."""
+
+ENGINE_ROOM = 16_000_000
+"""What a plan may take beside its weights: kernels, tables."""
+
+log = logging.getLogger("agent.engines")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A plan that fits.
+
+    Attributes:
+        key: what it fits.
+        plan: its bytes.
+        built: how it was compiled; None when it came from the cache.
+    """
+
+    key: EngineKey
+    plan: bytes
+    built: BuiltPlan | None
+
+
+def precision_for(bundle: Bundle, config: EngineConfig) -> Precision:
+    """The precision that is asked for: `auto` is INT8 where the bundle has a graph for it, else FP16."""
+    wanted = config.tensorrt.precision
+    if wanted != "auto":
+        return wanted
+    return "int8" if "trt" in bundle.manifest.graphs else "fp16"
+
+
+def graphs_of(bundle: Bundle) -> Graphs:
+    """What an engine may be compiled from.
+
+    Raises:
+        BundleError: the bundle has no float graph, or changed on disk.
+    """
+    kinds = bundle.manifest.graphs
+    return Graphs(
+        qdq=bundle.graph("trt") if "trt" in kinds else None,
+        qdq16=bundle.graph("trt16") if "trt16" in kinds else None,
+        fp32=bundle.graph("fp32"),
+        calibration=bundle.read("calib.cache") if "calib.cache" in bundle.entries else None,
+    )
+
+
+def options_for(bundle: Bundle, config: EngineConfig) -> BuildOptions:
+    """The builder's options that the configuration asks for."""
+    own: TensorRtConfig = config.tensorrt
+    return BuildOptions(
+        precision=precision_for(bundle, config),
+        workspace_mb=own.workspace_mb,
+        optimization_level=own.optimization_level,
+        version_compatible=own.version_compatible,
+        dla_core=own.dla_core,
+        sparse=own.sparse,
+        use_calibration_cache=own.calibration_cache,
+    )
+
+
+def room_for(bundle: Bundle) -> int:
+    """Bytes that the engine may take on the disk, at a guess: its weights in FP32, and `ENGINE_ROOM`."""
+    return bundle.entries[bundle.manifest.graphs["fp32"]].size + ENGINE_ROOM if "fp32" in bundle.manifest.graphs else 0
+
+
+def key_for(graphs: Graphs, options: BuildOptions, api: TensorRt, device: Device) -> EngineKey:
+    """All that the engine will depend on."""
+    digest = hashlib.sha256()
+    for field in dataclasses.fields(graphs):
+        data = getattr(graphs, field.name)
+        digest.update(f"{field.name} {'absent' if data is None else hashlib.sha256(data).hexdigest()}\n".encode())
+    return EngineKey(
+        graph_sha256=digest.hexdigest(),
+        tensorrt=str(api.module.__version__),
+        compute_capability=device.compute_capability,
+        device=device.name,
+        cuda=device.cuda,
+        driver=device.driver,
+        precision=options.precision,
+        options=options.key(),
+    )
+
+
+def prepare(
+    bundle: Bundle,
+    config: EngineConfig,
+    *,
+    api: TensorRt,
+    device: Device,
+    cache: EngineCache | None,
+    building: Building | None = None,
+    must_keep: bool = False,
+    rebuild: bool = False,
+) -> Prepared:
+    """The plan for this bundle on this device: from the cache, or compiled now and kept there.
+
+    Args:
+        bundle: what is to run.
+        config: the options.
+        api: TensorRT.
+        device: the GPU.
+        cache: None keeps nothing.
+        building: told while it compiles.
+        must_keep: a plan that can't be kept is an error, and is looked for before minutes are spent; else the plan is
+            used from memory and the trouble is logged: a line runs also where the disk is full.
+        rebuild: compile, whatever the cache has.
+
+    Raises:
+        EngineError: it can't be compiled, or (`must_keep`) kept.
+        BundleError: the bundle can't be used.
+    """
+    graphs, options = graphs_of(bundle), options_for(bundle, config)
+    key = key_for(graphs, options, api, device)
+    plan = None if cache is None or rebuild else _find(cache, key, must_keep=must_keep)
+    if plan is not None:
+        return Prepared(key=key, plan=plan, built=None)
+    if cache is not None and must_keep:
+        cache.check_room(room_for(bundle))
+    if building is not None:
+        building(BEFORE_BUILD, 0, 0)
+    timing = None if cache is None else cache.timing_cache(key)
+    built = build_plan(api, graphs, options, timing_cache=timing, heard=building)
+    if cache is not None:
+        _keep(cache, key, built, must_keep=must_keep)
+    return Prepared(key=key, plan=built.plan, built=built)
+
+
+def open_tensorrt(
+    bundle: Bundle,
+    config: EngineConfig,
+    *,
+    cache: EngineCache | None = None,
+    building: Building | None = None,
+    mapped: bool | None = None,
+) -> tuple[TensorRtEngine, EngineKey]:
+    """Open the bundle on this machine's GPU; gives the engine, and what it was compiled for.
+
+    Args:
+        bundle: what is to run.
+        config: the options.
+        cache: where plans are kept; None compiles for this process alone.
+        building: told while it compiles.
+        mapped: the GPU reads the picture where it lies; None is what the configuration says, or accept has measured.
+
+    Raises:
+        EngineError: there is no TensorRT or no GPU, or the engine can't be compiled or loaded.
+        BundleError: the bundle can't be used.
+    """
+    api = load_tensorrt()
+    device = open_device(config.tensorrt.cuda)
+    try:
+        found = prepare(bundle, config, api=api, device=device, cache=cache, building=building)
+        try:
+            return _load(found, bundle, config, api, device, cache, mapped), found.key
+        except PlanRefused as error:
+            if found.built is not None or cache is None:
+                raise
+            _drop(cache, found.key, f"TensorRT refuses the plan: {error.message}")
+        found = prepare(bundle, config, api=api, device=device, cache=cache, building=building, rebuild=True)
+        return _load(found, bundle, config, api, device, cache, mapped), found.key
+    except BaseException:
+        device.close()
+        raise
+
+
+def choose_memory(bundle: Bundle, config: EngineConfig, cache: EngineCache) -> dict[str, float] | None:
+    """Measure whether this engine is faster when the GPU reads the picture where it lies, and note it for later starts.
+
+    Returns:
+        Median milliseconds of one inference, `copied` and `mapped`; None where the GPU has memory of its own, or the
+        CUDA library can't map: then there is no choice.
+
+    Raises:
+        EngineError: the engine can't be opened, or an inference failed.
+    """
+    device = open_device(config.tensorrt.cuda)
+    has_choice = device.is_integrated and device.can_map
+    device.close()
+    if not has_choice:
+        return None
+    taken: dict[str, float] = {}
+    for memory in ("copied", "mapped"):
+        engine, key = open_tensorrt(bundle, config, cache=cache, mapped=memory == "mapped")
+        try:
+            taken[memory] = _median_ms(engine, bundle)
+        finally:
+            engine.close()
+    cache.note(key, memory=min(taken, key=lambda memory: taken[memory]))
+    return taken
+
+
+def _median_ms(engine: TensorRtEngine, bundle: Bundle) -> float:
+    spec = bundle.manifest.input
+    picture = np.random.default_rng(1).integers(0, 256, (1, spec.height_px, spec.width_px, 3), dtype=np.uint8)
+    taken = []
+    for _ in range(COMPARED):
+        start = time.perf_counter_ns()
+        engine.infer(picture)
+        taken.append((time.perf_counter_ns() - start) / 1e6)
+    return statistics.median(taken[COMPARED // 5 :])
+
+
+def _load(
+    found: Prepared,
+    bundle: Bundle,
+    config: EngineConfig,
+    api: TensorRt,
+    device: Device,
+    cache: EngineCache | None,
+    mapped: bool | None,
+) -> TensorRtEngine:
+    if mapped is None:
+        noted = {} if cache is None else cache.facts(found.key)
+        memory = config.tensorrt.memory
+        mapped = memory == "mapped" or (memory == "auto" and noted.get("memory") == "mapped")
+    return TensorRtEngine(
+        found.plan,
+        api=api,
+        device=device,
+        label=found.key.precision,
+        spec=bundle.manifest.input,
+        outputs=bundle.manifest.outputs,
+        mapped=mapped,
+        dla_core=config.tensorrt.dla_core,
+    )
+
+
+def _find(cache: EngineCache, key: EngineKey, *, must_keep: bool) -> bytes | None:
+    try:
+        return cache.find(key)
+    except EngineError as error:
+        if must_keep:
+            raise
+        log_event(log, "engine_cache_unreadable", logging.WARNING, reason=error.message)
+        return None
+
+
+def _keep(cache: EngineCache, key: EngineKey, built: BuiltPlan, *, must_keep: bool) -> None:
+    facts = {"typing": built.typing, "graph": built.graph, "notes": list(built.notes), "seconds": built.seconds}
+    try:
+        cache.keep(key, built.plan, facts)
+    except EngineError as error:
+        if must_keep:
+            raise
+        log_event(log, "engine_not_kept", logging.WARNING, reason=error.message, hint=error.hint)
+        return
+    if built.timing_cache is not None:
+        cache.keep_timing_cache(key, built.timing_cache)
+
+
+def _drop(cache: EngineCache, key: EngineKey, reason: str) -> None:
+    try:
+        cache.drop(key, reason)
+    except EngineError as error:
+        log_event(log, "engine_cache_unreadable", logging.WARNING, reason=error.message)
