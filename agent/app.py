@@ -16,11 +16,18 @@ import time
 from collections.abc import Callable, Iterator
 
 from agent import __version__
-from agent.acceptance_file import ACCEPT_AGAIN, Acceptance, accepted_of, refuse_refused
+from agent.acceptance import (
+    ACCEPT_AGAIN,
+    Acceptance,
+    EngineWatch,
+    GoldenReplay,
+    accepted_of,
+    reference_graph,
+    refuse_refused,
+)
 from agent.bundle import Bundle, open_bundle
 from agent.cameras import open_camera
 from agent.config import AgentConfig
-from agent.engine_watch import EngineWatch
 from agent.engines import BEFORE_BUILD, Engine, open_cache, open_engine
 from agent.errors import JournalError, NotDurable
 from agent.frame import Stamp
@@ -30,7 +37,6 @@ from agent.journal import Journal
 from agent.log import log_event
 from agent.messages import MetricsMessage, StatusMessage, rfc3339
 from agent.publisher import Publisher
-from agent.replay import GoldenReplay, reference_graph
 from agent.station import Station
 from agent.triggers import open_trigger
 from agent.verdict import policy_from_config

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from agent.acceptance_file import ACCEPT_AGAIN, accepted_in, refused_in
+from agent.acceptance import ACCEPT_AGAIN, accepted_in, reference_graph, refused_in
 from agent.bundle import Bundle, is_as_recorded, open_bundle
 from agent.cameras import open_camera
 from agent.checks_device import Finding, device_findings, is_tensorrt_wanted
@@ -24,7 +24,6 @@ from agent.errors import AgentError, ConfigError
 from agent.frame import Fault, Part, Stamp
 from agent.health import clock_synced
 from agent.publisher import probe
-from agent.replay import reference_graph
 from agent.verdict import policy_from_config
 
 __all__ = ["Finding", "check_station"]

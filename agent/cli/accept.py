@@ -51,8 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, judge, write; exit 1 when refused."""
-    from agent.acceptance import judge, measured_to_json
-    from agent.acceptance_file import write_acceptance
+    from agent.acceptance import judge, measured_to_json, write_acceptance
     from agent.bundle import open_bundle
     from agent.cli.bar import Bar
     from agent.config import read_config
@@ -129,9 +128,8 @@ def _limits(limits: AcceptanceConfig, args: argparse.Namespace) -> AcceptanceCon
 
 def _measure(bundle: Bundle, config: AgentConfig, runs: int, bar: Bar) -> tuple[Measured, dict[str, float] | None]:
     """The measurement, and what each kind of memory took, where there was a choice."""
-    from agent.acceptance import measure
+    from agent.acceptance import GoldenReplay, measure, reference_graph
     from agent.engines import open_cache, open_engine
-    from agent.replay import GoldenReplay, reference_graph
 
     cache = open_cache(config)
     engine = open_engine(bundle, config.engine, cache=cache, building=bar)

@@ -224,8 +224,8 @@ def _engines(bundle: Bundle, args: argparse.Namespace) -> dict[str, Engine]:
 
 def _changed(bundle: Bundle, engine: Engine, kind: str) -> tuple[int, int]:
     """How many goldens there are for an engine, and how many get another verdict than at the build."""
+    from agent.acceptance import GoldenReplay, reference_graph
     from agent.config import EngineConfig, PolicyConfig
-    from agent.replay import GoldenReplay, reference_graph
 
     graph = reference_graph(bundle, engine, EngineConfig()) if kind == "trt" else kind
     replay = GoldenReplay(bundle, engine, graph, PolicyConfig())

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.acceptance_file import ACCEPTED, PREVIOUS, REFUSED, accepted_in, refused_in
+from agent.acceptance.file import ACCEPTED, PREVIOUS, REFUSED, accepted_in, refused_in
+from agent.acceptance.replay import GoldenReplay
 from agent.bundle import Golden, Tensor, golden_files, golden_outputs
 from agent.config import EngineConfig, PolicyConfig
 from agent.engines import open_engine
 from agent.errors import ConfigError, EngineError
-from agent.replay import GoldenReplay
 from tests.kit.commands import Ran, run_command
 from tests.kit.goldens import confused_classifier, golden_bundle
 from tests.kit.models import classifier

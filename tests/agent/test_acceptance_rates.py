@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.rates import MAX_N, upper_bound
+from agent.acceptance.rates import MAX_N, upper_bound
 from optimize import binomial
 
 

@@ -1,7 +1,7 @@
 """Acceptance: a device proves that its engine does what the build promised, before it goes live.
 
 `measure` replays the goldens and times the engine while the board is watched; `judge` holds the result to the limits.
-`agent.acceptance_file` keeps what came out.
+`agent.acceptance.file` keeps what came out.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from agent.acceptance.rates import upper_bound
+from agent.acceptance.replay import Answer, GoldenReplay
 from agent.board import Board, Memory, Sample, throttled_between
 from agent.config import AcceptanceConfig
 from agent.engines import Engine, fell_back
 from agent.errors import BundleError
-from agent.rates import upper_bound
-from agent.replay import Answer, GoldenReplay
 
 __all__ = ["Latency", "Measured", "board_to_json", "judge", "measure", "measured_to_json"]
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.acceptance import Measured, measured_to_json
+from agent.acceptance.measured import Measured, measured_to_json
 from agent.bundle import Bundle
 from agent.config import AcceptanceConfig, AgentConfig
 from agent.engines import Engine

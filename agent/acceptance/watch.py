@@ -20,11 +20,11 @@ import statistics
 import time
 from collections.abc import Callable
 
-from agent.acceptance_file import Acceptance
+from agent.acceptance.file import Acceptance
+from agent.acceptance.replay import Answer, GoldenReplay
 from agent.config import AcceptanceConfig
 from agent.engines import Engine, fell_back
 from agent.log import log_event
-from agent.replay import Answer, GoldenReplay
 
 __all__ = ["EngineWatch"]
 
@@ -35,7 +35,7 @@ RECHECK_S = 60.0
 ENOUGH = 3
 """Goldens that take all of `START_S` and are slow: that is no busy moment any more."""
 
-log = logging.getLogger("agent.engine_watch")
+log = logging.getLogger("agent.acceptance")
 
 
 class EngineWatch:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.acceptance_file import Acceptance
+from agent.acceptance.file import Acceptance
+from agent.acceptance.replay import GoldenReplay
+from agent.acceptance.watch import BUSY_S, RECHECK_S, SPACING_S, START_S, EngineWatch
 from agent.bundle import Bundle, Tensor
 from agent.config import AcceptanceConfig, EngineConfig, PolicyConfig
-from agent.engine_watch import BUSY_S, RECHECK_S, SPACING_S, START_S, EngineWatch
 from agent.engines import FALL_BACK, Engine, open_engine
 from agent.errors import EngineError
 from agent.journal import Journal
-from agent.replay import GoldenReplay
 from tests.kit.goldens import confused_classifier, golden_bundle
 from tests.kit.models import classifier
 from tests.kit.station import AgentProcess, make_parts, make_station
