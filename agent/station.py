@@ -14,6 +14,7 @@ Threads of the process, all of them:
 | `camera` (free run only) | the camera; fills one slot | the camera | the camera is closed |
 | `journal` | the writing connection, evidence files | the disk | the journal is closed: drains first |
 | `publisher` | the MQTT socket, a reading connection | the network | stopped, after a bounded drain |
+| `cuda-context` (PyCUDA only) | the GPU's primary context | the driver | the engine is closed |
 
 The watchdog has no thread: the line itself feeds it, so a line that is stuck is a line that is restarted.
 """
