@@ -399,8 +399,8 @@ def _warnings(
             )
         if (kept := found.loss.kept) is not None and kept.share_given < USUAL_KEPT:
             yield (
-                f"{target}: INT8 gives only {100 * kept.share_given:.1f} % of the float graph's {kept.total} findings on "
-                f"val, {USUAL_KEPT:.0%} and more are usual: set max_drop_points, and layers go back to float for it"
+                f"{target}: INT8 gives only {100 * kept.share_given:.1f} % of the float graph's {kept.total} findings "
+                f"on val, {USUAL_KEPT:.0%} and more are usual: set max_drop_points, and layers go back to float for it"
             )
     for target, found in fitted.items():
         if found.result is not None and found.reasons:

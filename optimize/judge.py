@@ -109,8 +109,8 @@ class Judge:
         self.reference = self.outputs(bytes_from_model(model.proto), is_fused=True)
         if self._is_detector and not self._kept(self.reference).total:
             raise ModelError(
-                f"{model.path}: finds nothing with a score of {FINDING:g} or more in {len(samples)} val pictures, so what "
-                "INT8 loses can't be seen",
+                f"{model.path}: finds nothing with a score of {FINDING:g} or more in {len(samples)} val pictures, so "
+                "what INT8 loses can't be seen",
                 hint="train it longer, or give val pictures with defects (--val)",
             )
 

@@ -134,10 +134,8 @@ def _unlearned(val: BoxValidation) -> tuple[str, ...]:
     """One sentence when the network finds next to nothing yet: its INT8 would be built for nothing."""
     if val.map50 >= NEXT_TO_NOTHING:
         return ()
-    return (
-        f"on val it finds next to nothing yet (mAP50 {val.map50:.3f}): train longer, or start from published weights "
-        "(--weights)",
-    )
+    found = f"on val it finds next to nothing yet (mAP50 {val.map50:.3f})"
+    return (f"{found}: train longer, or start from published weights (--weights)",)
 
 
 def _tiling(config: DetectConfig) -> Tiling | None:

@@ -47,7 +47,7 @@ def unequal(network: Classifier, most: float) -> Classifier:
     with torch.no_grad():
         for norm, behind in zip(norms[:-1], convolutions[1:], strict=True):
             louder = torch.from_numpy(most ** rng.uniform(0, 1, norm.num_features)).float()
-            norm.weight *= louder
-            norm.bias *= louder
-            behind.weight /= louder[None, :, None, None]
+            norm.get_parameter("weight").mul_(louder)
+            norm.get_parameter("bias").mul_(louder)
+            behind.weight.div_(louder[None, :, None, None])
     return changed
