@@ -36,13 +36,13 @@ def neu_top(trainer: Trainer, neu: Dataset, weights: Path, *, is_quick: bool) ->
 
 
 def student(weights: Path, *, is_quick: bool) -> TrainConfig:
-    """Its first two thirds, at half the pixels."""
+    """Its first two thirds, at a third of the pixels."""
     return TrainConfig(
         arch="efficientnet-lite0",
         weights=weights,
         until="block10",
         freeze_until="block2",
-        size_px=160,
+        size_px=128,
         epochs=1 if is_quick else None,
         augmentation=Augmentation(min_area=0.6),
     )
