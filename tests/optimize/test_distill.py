@@ -325,7 +325,7 @@ def test_shrinking_is_the_devices(size: int) -> None:
 
 def test_a_student_learns_from_pictures_that_nobody_labelled(large: Path, line: Path, tmp_path: Path) -> None:
     """From its teacher alone; and on pictures that it never saw it says the same."""
-    config = dataclasses.replace(QUICK, epochs=30)
+    config = dataclasses.replace(QUICK, epochs=60)
 
     result = distilled(large, None, tmp_path / "tiny.onnx", config, unlabelled=line)
 
