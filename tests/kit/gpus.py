@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -14,7 +15,10 @@ from agent.engines.device import Device, open_device
 from tests.kit.libcuda import LibCuda, missing_for, on_libcuda
 from tests.kit.pycuda import Gpu, installed
 
-__all__ = ["KINDS", "Machine", "machine", "why_not"]
+__all__ = ["KINDS", "OWN_PROCESS", "Machine", "machine", "why_not"]
+
+OWN_PROCESS = "DEFECT_AGENT_TEST_LIBCUDA"
+"""Set in a process of which `libcuda.so.1` may become a part: PyTorch, for one, then takes the stand-in for a GPU."""
 
 KINDS = ("stand-in pycuda", "pycuda", "cuda-python")
 
@@ -87,7 +91,11 @@ def machine(kind: str, *, count: int = 1, memory_bytes: int = 1 << 30, is_integr
 
 def why_not(kind: str) -> str | None:
     """Why this kind can't be here; `None` when it can."""
-    return None if kind == "stand-in pycuda" else missing_for(kind)
+    if kind == "stand-in pycuda":
+        return None
+    if OWN_PROCESS not in os.environ:
+        return "its driver would stay in this process for all others to find (tests/contracts/test_cuda_libraries.py)"
+    return missing_for(kind)
 
 
 @contextlib.contextmanager
