@@ -91,8 +91,10 @@ def open_processes(device: str) -> Iterator[Processes]:
             f"train: process {rank} of {count} can't reach the others ({str(error).splitlines()[0]})",
             hint="start them with `torchrun --nproc-per-node N -m optimize train ...`",
         ) from error
+    processes = Processes(rank=rank, count=count, device=chosen)
     try:
-        yield Processes(rank=rank, count=count, device=chosen)
+        yield processes
+        processes.wait()  # whoever leaves early takes the connections away under the others
     finally:
         distributed.destroy_process_group()
 
