@@ -72,6 +72,7 @@ class Inspection:
             size, highest first (detect).
         defect_score: 0 to 1; 1 - P(good) (classify), or the highest score of a finding that is not `ok`, 0 without one
             (detect); None when there is no result.
+        cut_at: where a detector found more than it keeps, the highest score that a finding left out may have; else 0.
         uncertainty: entropy of the class probabilities over its maximum, 0 (sure) to 1 (no idea); None of a detector.
         heatmap: (h, w) float32, 0 to 1, over the whole frame at the graph's resolution: where the foremost defect class
             gets its score from; None when the graph has no map.
@@ -86,6 +87,7 @@ class Inspection:
     task: Task = "classify"
     findings: tuple[Finding, ...] = ()
     defect_score: float | None = None
+    cut_at: float = 0.0
     uncertainty: float | None = None
     heatmap: NDArray[np.float32] | None = None
     ms: StageMs = StageMs()
@@ -140,6 +142,7 @@ class Inspector:
             fault=None,
             findings=seen.findings,
             defect_score=seen.defect_score,
+            cut_at=seen.cut_at,
             uncertainty=seen.uncertainty,
             heatmap=seen.heatmap,
             ms=laps.ms(),
@@ -153,6 +156,7 @@ class _Sight:
 
     findings: tuple[Finding, ...]
     defect_score: float
+    cut_at: float = 0.0
     uncertainty: float | None = None
     heatmap: NDArray[np.float32] | None = None
 
@@ -218,7 +222,7 @@ class _Detector:
             seen = merge_tiles(parts, width, height, self._spec, input_px=self._input_px)
         findings = findings_from_boxes(seen.boxes, seen.scores, seen.classes, self._manifest, self._pixel_mm)
         scores = [finding.score for finding in findings if finding.severity != "ok"]
-        return _Sight(findings=findings, defect_score=max(scores, default=0.0))
+        return _Sight(findings=findings, defect_score=max(scores, default=0.0), cut_at=seen.cut_at)
 
     def _look(self, image: NDArray[np.uint8], laps: _Laps, tile: Tile, *, check: NDArray[np.uint8] | None) -> Seen:
         """Detections of one tile in pixels of the picture; of a failing one the exception fails the part."""

@@ -183,6 +183,8 @@ class Policy:
         self.limits = limits
         self.zones = tuple(zones)
         self._counter = FindingCounter(limits, self.zones, min_sizes_mm or {})
+        minded = [zone.limits for zone in self.zones if not zone.is_ignored]
+        self._least_limit = min(each.review_above for each in (limits, *minded))
 
     def judge(self, inspection: Inspection) -> Verdict:
         """Decide. Never raises; never ok without a sound score."""
@@ -231,12 +233,19 @@ class Policy:
         deciding = told[0] if told and told[0].level >= least else None
         nearest = deciding or max(counted, key=lambda one: one.finding.score, default=None)
         decision = _DECISIONS[deciding.level if deciding else least]
+        is_cut = decision is Decision.OK and 0 < inspection.cut_at >= self._least_limit
         limits = self.limits if nearest is None or (least and deciding is None) else nearest.limits
         threshold = limits.defect_above if decision is Decision.DEFECT else limits.review_above
         if deciding is not None:
             reason = _because(decision, deciding, more=len(told) - 1)
         else:
             reason = _without_finding(decision, nearest, uncounted=len(inspection.findings) - len(counted))
+        if is_cut:
+            decision, threshold = Decision.REVIEW, self._least_limit
+            reason = (
+                f"more was found than the {len(inspection.findings)} findings that are kept: others of a score up to "
+                f"{inspection.cut_at:.2f} were not looked at"
+            )
         return Verdict(
             decision=decision,
             reason=reason,

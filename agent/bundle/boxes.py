@@ -23,7 +23,7 @@ from agent.errors import EngineError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_CANDIDATES", "BoxDecoder", "Detections", "box_iou", "suppress", "vote"]
+__all__ = ["MAX_CANDIDATES", "BoxDecoder", "Detections", "box_iou", "cut_score", "suppress", "vote"]
 
 Floats: TypeAlias = "NDArray[np.float32]"
 Indices: TypeAlias = "NDArray[np.int64]"
@@ -52,11 +52,13 @@ class Detections:
         boxes: (n, 4) float32, x0, y0, x1, y1 in pixels of the graph's input; x0 <= x1 and y0 <= y1.
         scores: (n,) float32, 0 to 1.
         classes: (n,) int64, in the manifest's order.
+        cut_at: where more was found than is kept, the highest score that something left out may have; else 0.
     """
 
     boxes: Floats
     scores: Floats
     classes: Indices
+    cut_at: float = 0.0
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -88,14 +90,16 @@ class BoxDecoder:
         """
         boxes, scores = self._checked(boxes, scores)
         at, values = self._candidates(scores)
+        n_candidates = len(at)
         at, values = _best(at, values)
         index, classes = np.divmod(at, self._n_classes)
         found = self._decode(boxes[index].astype(np.float64), index)
         kept = suppress(found, values, classes, self.spec.nms_iou, limit=self.spec.max_findings)
+        cut_at = cut_score(values, kept, n_candidates, self.spec.max_findings)
         if self.spec.vote_iou is None:
-            return Detections(boxes=found[kept], scores=values[kept], classes=classes[kept])
+            return Detections(boxes=found[kept], scores=values[kept], classes=classes[kept], cut_at=cut_at)
         voted = vote(found, values, classes, kept, self.spec.vote_iou)
-        return Detections(boxes=voted, scores=values[kept], classes=classes[kept])
+        return Detections(boxes=voted, scores=values[kept], classes=classes[kept], cut_at=cut_at)
 
     def _checked(self, boxes: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Both without their batch of one."""
@@ -193,6 +197,23 @@ def suppress(
         stays[:_BLOCK] = False
         columns, order = columns[:, stays], order[stays]
     return np.array(kept[:limit], dtype=np.int64)
+
+
+def cut_score(scores: Floats, kept: Indices, n_candidates: int, limit: int) -> float:
+    """The highest score that a detection left out for want of room may have; 0 when there was room for all.
+
+    Args:
+        scores: (n,) of the candidates that were looked at, best first.
+        kept: (k,) indices of those that suppression kept, best first.
+        n_candidates: how many there were before the best were taken.
+        limit: most that are kept.
+    """
+    cut = 0.0
+    if n_candidates > len(scores) > 0:
+        cut = float(scores[-1])
+    if len(kept) == limit < len(scores):
+        cut = max(cut, float(scores[kept[-1]]))
+    return cut
 
 
 def vote(boxes: Floats, scores: Floats, classes: Indices, kept: Indices, iou: float) -> Floats:

@@ -72,18 +72,20 @@ class Seen:
         boxes: (n, 4) float64, x0, y0, x1, y1.
         scores: (n,) float32.
         classes: (n,) int64.
+        cut_at: as of `Detections`.
     """
 
     boxes: Floats
     scores: NDArray[np.float32]
     classes: NDArray[np.int64]
+    cut_at: float = 0.0
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def only(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Seen:
         """Some of them."""
-        return Seen(boxes=self.boxes[rows], scores=self.scores[rows], classes=self.classes[rows])
+        return dataclasses.replace(self, boxes=self.boxes[rows], scores=self.scores[rows], classes=self.classes[rows])
 
 
 def tiles_of(width: int, height: int, tiling: Tiling | None) -> tuple[Tile, ...]:
@@ -137,7 +139,7 @@ def seen_in_tile(found: Detections, placement: Placement, tile: Tile) -> Seen:
         boxes[row] = x, y, x + width, y + height
     inside: NDArray[np.bool_] = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     boxes += np.array([tile.x, tile.y, tile.x, tile.y], dtype=np.float64)
-    return Seen(boxes=boxes, scores=found.scores, classes=found.classes).only(inside)
+    return Seen(boxes=boxes, scores=found.scores, classes=found.classes, cut_at=found.cut_at).only(inside)
 
 
 def merge_tiles(
@@ -155,6 +157,7 @@ def merge_tiles(
     everything = _joined([found for _, found in seen])
     tiles = np.array([tile.corners for tile, _ in seen], dtype=np.float64)
     origin = np.repeat(np.arange(len(seen)), [len(found) for _, found in seen])
+    n_seen = len(everything)
     best = np.argsort(-everything.scores, kind="stable")[:MAX_CANDIDATES]
     everything, origin = everything.only(best), origin[best]
     if len(everything) > 1 and len(seen) > 1:
@@ -164,7 +167,12 @@ def merge_tiles(
         everything, rows = _sharpened(everything, blurred, is_whole)
         everything = _mended(everything, tiles[origin[rows]], origin[rows], frame)
     kept = suppress(everything.boxes, everything.scores, everything.classes, spec.nms_iou, limit=spec.max_findings)
-    return everything.only(kept)
+    left_out = [found.cut_at for _, found in seen]
+    if n_seen > MAX_CANDIDATES:
+        left_out.append(float(everything.scores.min()))
+    if len(kept) == spec.max_findings < len(everything):
+        left_out.append(float(everything.scores[kept[-1]]))
+    return dataclasses.replace(everything.only(kept), cut_at=max(left_out))
 
 
 def _joined(parts: Sequence[Seen]) -> Seen:

@@ -132,3 +132,17 @@ def test_only_the_best_findings_are_kept() -> None:
     found = BoxDecoder(DetectionSpec(boxes="corners", max_findings=4), 1)(boxes, scores)
 
     assert found.scores.tolist() == scores[0, -4:, 0][::-1].tolist()
+
+
+def test_where_there_was_no_room_it_is_said_how_high_what_was_left_out_may_score() -> None:
+    """Of three defects two are kept: the third may score as much as the second."""
+    boxes = np.array([[[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9], [40, 0, 49, 9]]], np.float32)
+    scores = np.array([[[0.9], [0.7], [0.6], [0.5]]], np.float32)
+
+    def cut_at(limit: int, rows: int = 4) -> float:
+        spec = DetectionSpec(boxes="corners", max_findings=limit, score_above=0.1)
+        return BoxDecoder(spec, 1)(boxes[:, :rows], scores[:, :rows]).cut_at
+
+    assert cut_at(2) == pytest.approx(0.7)
+    assert cut_at(2, rows=2) == 0
+    assert cut_at(100) == 0

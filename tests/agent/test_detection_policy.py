@@ -75,6 +75,33 @@ def judged(*findings: Finding, zones: tuple[ZoneConfig, ...] = (), **keys: Any) 
 
 
 @pytest.mark.parametrize(
+    ("cut_at", "decision"),
+    [(0.0, Decision.OK), (0.19, Decision.OK), (0.2, Decision.REVIEW), (0.78, Decision.REVIEW)],
+)
+def test_a_part_is_not_passed_when_findings_that_could_count_were_left_out(cut_at: float, decision: Decision) -> None:
+    """A hundred findings where they do not count must not hide one where it does."""
+    everywhere = zone("fixture", (0, 0, 180, 200), ignore=True)
+    crowd = [found("scratch", 0.9, (10, 10, 20, 20)) for _ in range(100)]
+
+    verdict = policy(everywhere, review_above=0.2).judge(inspection(*crowd, cut_at=cut_at))
+
+    assert verdict.decision is decision
+    if decision is Decision.REVIEW:
+        assert verdict.reason == (
+            "more was found than the 100 findings that are kept: others of a score up to "
+            f"{cut_at:.2f} were not looked at"
+        )
+
+
+def test_the_strictest_zone_decides_whether_findings_left_out_could_count() -> None:
+    """It may lie where they are."""
+    strict = zone("seal", (0, 0, 180, 200), review_above=0.05, defect_above=0.5)
+
+    assert policy(strict, review_above=0.2).judge(inspection(cut_at=0.1)).decision is Decision.REVIEW
+    assert policy(review_above=0.2).judge(inspection(cut_at=0.1)).decision is Decision.OK
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"score": math.nan},

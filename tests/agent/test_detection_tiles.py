@@ -217,3 +217,16 @@ def test_small_defects_that_the_whole_picture_hides_are_seen_in_tiles(tmp_path: 
 
     assert spot_inspector(whole).inspect(frame_of(image)).findings == ()
     assert len(spot_inspector(parts).inspect(frame_of(image)).findings) == 1
+
+
+def test_what_was_left_out_in_a_tile_or_of_all_of_them_is_told() -> None:
+    """The highest of both."""
+    left, right = Tile(x=0, y=0, width=100, height=100), Tile(x=60, y=0, width=100, height=100)
+    one = Seen(
+        boxes=np.array([[10.0, 10, 20, 20]]), scores=np.array([0.9], np.float32), classes=np.array([1]), cut_at=0.3
+    )
+    other = Seen(boxes=np.array([[130.0, 0, 140, 10]]), scores=np.array([0.8], np.float32), classes=np.array([1]))
+    least = dataclasses.replace(SPEC, max_findings=1)
+
+    assert merge_tiles([(left, one), (right, other)], 160, 100, SPEC, input_px=96).cut_at == 0.3
+    assert merge_tiles([(left, one), (right, other)], 160, 100, least, input_px=96).cut_at == pytest.approx(0.9)
