@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "ModelResult", "Operating", "compare", "operate"]
 
+USELESS_OVERKILL = 0.5
+"""Share of good parts from which a limit is no limit that a line would run at."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Operating:
@@ -291,6 +294,9 @@ def _p_values(units: Units, missed: Mapping[str, NDArray[np.bool_]]) -> dict[tup
 
 def _notes(units: Units, models: Sequence[ModelResult], choice: Choice, smallest: int | None) -> Iterator[str]:
     noun, n = noun_of(units.unit, units.counted, len(units.groups)), len(units.groups)
+    yield from _own_limit(units, next(model for model in models if model.name == choice.name))
+    if any((model.overkill_rate or 0) >= USELESS_OVERKILL for model in models):
+        yield "at these limits most good parts are rejected, which says little: give --overkill 0.05, or another share"
     if smallest is None:
         yield f"these {n} {noun} are too few to show any difference between {choice.name} and {choice.against}"
     else:
@@ -304,6 +310,18 @@ def _notes(units: Units, models: Sequence[ModelResult], choice: Choice, smallest
         yield f"tests and bounds are by group: {len(set(units.groups))} groups"
     if len(models) > 2:
         yield "p-values are raised for looking at all pairs (Holm)"
+
+
+def _own_limit(units: Units, chosen: ModelResult) -> Iterator[str]:
+    """What the recommended bundle does as it was built, where the comparison had it stand elsewhere."""
+    scores = next(judged.scores for judged in units.judged if judged.name == chosen.name)
+    missed = int((scores < chosen.own_limit).sum())
+    if missed != chosen.missed:
+        setting = math.floor(1000 * chosen.limit) / 1000
+        yield (
+            f"{chosen.name} stands at {chosen.limit:.3f} here; with its own review_above, {chosen.own_limit:g}, it misses "
+            f"{missed}: set policy.review_above to {setting:g} on the device, or build it with that"
+        )
 
 
 def _rates_apart(units: Units, models: Sequence[ModelResult]) -> str | None:

@@ -128,6 +128,30 @@ def test_limits_come_from_the_reference_and_misses_from_the_compared_set() -> No
     assert [m.overkill_rate for m in found.models] == [0.0, 0.01]
 
 
+def test_what_the_recommended_one_misses_as_it_was_built_is_said_with_the_limit_to_set() -> None:
+    """A recommendation at a limit that the device does not run would be worth nothing."""
+    scores = np.full(412, 0.9)
+    scores[:27] = 0.65
+    built = dataclasses.replace(judged("a", ()), scores=scores, own_limit=0.7)
+
+    found = at_one_percent(units(built, judged("b", range(300))))
+
+    assert found.choice.name == "a"
+    assert (
+        "a stands at 0.594 here; with its own review_above, 0.7, it misses 27: set policy.review_above to 0.593 on the "
+        "device, or build it with that" in found.notes
+    )
+
+
+def test_an_overkill_that_no_line_would_run_at_is_said() -> None:
+    """At no limit at all every model finds everything."""
+    asked = units(judged("a", ()), judged("b", ()))
+
+    found = compare(asked, operate(asked, asked, 0.9, "test"))
+
+    assert any("most good parts are rejected" in note for note in found.notes)
+
+
 def test_limits_that_did_not_carry_over_are_said() -> None:
     """Five percent of overkill against none buys misses: that is no merit of the model."""
     val = units(judged("a", ()), judged("b", ()))

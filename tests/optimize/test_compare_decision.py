@@ -49,6 +49,19 @@ def test_without_a_difference_the_faster_one_is_taken() -> None:
     assert (found.name, found.is_shown) == ("YOLO", False)
 
 
+def test_what_is_faster_round_by_round_is_faster_on_a_busy_machine() -> None:
+    """A busy moment slows both of a round: their middle halves overlap, and one is 5 ms faster all the same."""
+    busy = [8.0, 30.0, 9.0, 50.0, 8.5, 22.0]
+    fast, slow, noisy = (
+        Latency(median=15, low=8, high=30, count=6, taken=tuple(taken))
+        for taken in (busy, [value + 5 for value in busy], [busy[-1 - i] for i in range(6)])
+    )
+
+    assert fast.is_apart_from(slow)
+    assert slow.is_apart_from(fast)
+    assert not fast.is_apart_from(noisy)
+
+
 def test_the_faster_one_that_also_missed_fewer_needs_no_excuse() -> None:
     """Nothing speaks for the other."""
     ssd, yolo = contender("SSD", 5, 16.4), contender("YOLO", 3, 12.1)
