@@ -319,8 +319,8 @@ def _own_limit(units: Units, chosen: ModelResult) -> Iterator[str]:
     if missed != chosen.missed:
         setting = math.floor(1000 * chosen.limit) / 1000
         yield (
-            f"{chosen.name} stands at {chosen.limit:.3f} here; with its own review_above, {chosen.own_limit:g}, it misses "
-            f"{missed}: set policy.review_above to {setting:g} on the device, or build it with that"
+            f"{chosen.name} stands at {chosen.limit:.3f} here; with its own review_above, {chosen.own_limit:g}, it "
+            f"misses {missed}: set policy.review_above to {setting:g} on the device, or build it with that"
         )
 
 
