@@ -264,6 +264,12 @@ def _by_outlines(
             f"as it is read it finds {got} of {of} outlined defects on calibration pictures, with `{best}` {better}"
         )
         warnings.append(_refused(path, sentence, best, how))
+    elif not chosen.any() and how.check == "refuse":
+        raise ModelError(
+            f"{path}: as it is read it finds none of {len(chosen)} outlined defects on calibration pictures, and no "
+            "other reading that is known finds more",
+            hint=f"look at preprocess and detector in {RECIPE_FILE}; `detector: {{check: warn}}` builds it anyway",
+        )
     elif chosen.mean() < 0.2:
         warnings.append(
             f"as it is read it finds only {int(chosen.sum())} of {len(chosen)} outlined defects on calibration "

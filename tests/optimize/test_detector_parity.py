@@ -113,12 +113,12 @@ def test_a_wrong_feed_without_outlines_is_a_warning(tmp_path: Path) -> None:
     assert any("preprocess: {scale: 1}" in warning for warning in found.warnings)
 
 
-def test_a_net_that_finds_nothing_in_any_way_is_pointed_out(tmp_path: Path) -> None:
-    """Mean and deviation of another net; nothing that is tried helps, but the user must hear of it."""
-    found = check(tmp_path, "yolov8", PreprocessRecipe(mean=(0.9,), std=(100.0,)))
+def test_a_net_that_finds_nothing_in_any_way_is_refused(tmp_path: Path) -> None:
+    """Mean and deviation of another net; nothing that is tried helps, and a bundle of it would pass every part."""
+    with pytest.raises(ModelError, match="finds none of 48 outlined defects") as caught:
+        check(tmp_path, "yolov8", PreprocessRecipe(mean=(0.9,), std=(100.0,)))
 
-    assert found.share == 0.0
-    assert any("finds only 0 of" in warning for warning in found.warnings)
+    assert "check: warn" in (caught.value.hint or "")
 
 
 def test_logits_that_are_taken_for_probabilities_are_refused(tmp_path: Path) -> None:
