@@ -74,6 +74,7 @@ def test_gradients_are_averaged_over_the_processes(tmp_path: Path) -> None:
         "    told = processes.told(np.array([7.0 + processes.rank]))\n"
         "    line = f'{processes.rank} {layer.weight.grad.tolist()} {told.tolist()}'\n"
         "    os.write(1, (line + chr(10)).encode())\n"  # one write: the other process speaks at the same time
+        "os._exit(0)\n"  # as optimize/__main__.py does, for its reason
     )
     command = [*TORCHRUN, "--master-port", str(free_port())]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
