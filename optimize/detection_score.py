@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agent.binomial import upper_bound
 from agent.bundle import Bundle, Finding, Manifest
 from agent.config import EngineConfig
 from agent.verdict import Decision
-from optimize.binomial import upper_bound
 from optimize.dataset import Dataset
 from optimize.detection_card import Counts, DetectedClass, DetectionScorecard, Ends, FrocPoint, SizeCounts
 from optimize.detection_metrics import (

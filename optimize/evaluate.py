@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agent.binomial import CONFIDENCE, upper_bound
 from agent.bundle import Bundle, Manifest
 from agent.config import EngineConfig
 from agent.verdict import Decision
-from optimize.binomial import CONFIDENCE, upper_bound
 from optimize.dataset import Dataset
 from optimize.intervals import Statistic, group_interval, mean_recall, mean_recall_reach, ratio, recall_counts
 from optimize.outcomes import Outcome, Unjudged, check_labels, group_of, judge_all

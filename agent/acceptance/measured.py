@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from agent.acceptance.rates import upper_bound
 from agent.acceptance.replay import Answer, GoldenReplay
+from agent.binomial import upper_bound
 from agent.board import Board, Memory, Sample, throttled_between
 from agent.config import AcceptanceConfig
 from agent.engines import Engine, fell_back

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from optimize.binomial import upper_bound
+from agent.binomial import upper_bound
 from optimize.intervals import group_draws, ratio
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent.binomial import upper_bound
 from agent.bundle import ClassSpec, DetectionSpec, Finding, Manifest, Outputs, PolicySpec
 from agent.bundle.manifest import Severity
 from agent.verdict import Decision
-from optimize.binomial import upper_bound
 from optimize.dataset import LabelledBox
 from optimize.detection_card import failure_of
 from optimize.detection_metrics import ImageBoxes, box_records, froc_curve, sensitivities

@@ -1,4 +1,4 @@
-"""An exact bound on a rate, from how often something happened."""
+"""An exact bound on a rate, from how often something happened: escapes on a test set, verdicts that changed here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 __all__ = ["CONFIDENCE", "upper_bound"]
 
 CONFIDENCE = 0.95
-"""Of the one-sided bound on the escape rate."""
+"""Of the one-sided bound."""
 
 
 def upper_bound(events: int, n: int, confidence: float = CONFIDENCE) -> float:
