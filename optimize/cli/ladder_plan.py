@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.console import Parser
+from optimize.cli.train_needs import require_torch
 from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def _again(recipe: Recipe, reads: Mapping[str, str], int8: Step, work: Path, pro
     from optimize.ladder import PlannedRung, climb
 
     def make(source: Path, folder: Path) -> Path:
+        require_torch("recovering an INT8 network")
         from optimize.calibration import Selection
         from optimize.ladder.rounded_file import recover_rounded_file
 

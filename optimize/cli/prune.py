@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.console import DONE, number, print_json
-from agent.errors import MissingExtra
+from optimize.cli.train_needs import require_torch
 from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
@@ -62,12 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prune, recover, export, and say what it brought."""
     onnx, calib, out = _given(args)
-    # As in training: threads that wait must not spin. Must be set before torch loads its OpenMP.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _need_packages()
+    require_torch("pruning")
     from optimize.progress import open_progress
     from optimize.prune.files import PruneConfig, prune_file
+    from optimize.prune.graph import torch_pruning_library
 
+    torch_pruning_library()
     config = PruneConfig(
         keep_macs=args.keep_macs,
         importance=args.importance,
@@ -102,20 +101,6 @@ def _given(args: argparse.Namespace) -> tuple[Path, Path, Path]:
     if args.onnx is not None and args.model is not None:
         raise OptimizeError(f"prune: got two models, {args.onnx} and {args.model}", hint="leave --model out")
     return onnx, args.calib, args.out
-
-
-def _need_packages() -> None:
-    """Say early, and in one place, what is missing."""
-    try:
-        import torch  # noqa: F401 - only whether it is there
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"the Python package {error.name} is not installed, and pruning needs it",
-            hint="pip install -e '.[train]' in the checkout of defect-agent",
-        ) from error
-    from optimize.prune.graph import torch_pruning_library
-
-    torch_pruning_library()
 
 
 def _note(result: PruneResult, calib: Path, ledger: Path | None) -> None:

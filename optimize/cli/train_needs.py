@@ -1,4 +1,4 @@
-"""What a training needs, looked at before torch is loaded: that takes seconds, and most mistakes need none of it."""
+"""What training needs, looked at before torch is loaded: that takes seconds, and most mistakes need none of it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ def find_torch() -> None:
     except ModuleNotFoundError:  # a finder may refuse it by name
         found = None
     if found is None:
-        raise _missing("torch")
+        raise _missing("torch", "training")
 
 
-def require_torch() -> None:
+def require_torch(work: str = "training") -> None:
     """Load torch, and say in one place what is missing.
+
+    Args:
+        work: what needs it, in words.
 
     Raises:
         MissingExtra: torch, or a package that it needs, is not installed.
@@ -43,12 +46,12 @@ def require_torch() -> None:
     try:
         import torch  # noqa: F401 - to see that it can be loaded
     except ModuleNotFoundError as error:
-        raise _missing(str(error.name)) from error
+        raise _missing(str(error.name), work) from error
 
 
-def _missing(package: str) -> MissingExtra:
+def _missing(package: str, work: str) -> MissingExtra:
     return MissingExtra(
-        f"the Python package {package} is not installed, and training needs it",
+        f"the Python package {package} is not installed, and {work} needs it",
         hint="pip install -e '.[train]' in the checkout of defect-agent",
     )
 

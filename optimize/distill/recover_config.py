@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from agent.bundle import InputSpec
+from agent.bundle.manifest import Task
 from optimize.augment import Augmentation
 from optimize.errors import OptimizeError
 
-__all__ = ["RecoverConfig"]
+__all__ = ["BATCH", "RecoverConfig", "passes_for"]
 
 Optimizer = Literal["sgd", "adamw"]
+
+BATCH: Mapping[Task, int] = MappingProxyType({"classify": 16, "detect": 8})
+"""Pictures per step."""
+
+FEWEST_PASSES = 10
+
+
+def passes_for(steps: int, count: int, task: Task) -> int:
+    """How many passes over so many pictures make so many steps; ten at the least."""
+    return max(FEWEST_PASSES, -(-steps * BATCH[task] // count))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

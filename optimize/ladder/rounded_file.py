@@ -8,6 +8,7 @@ from typing import Any
 
 from optimize.calibration import Selection
 from optimize.distill import NetworkTeacher, RecoverConfig, recover_rounded, tell_epochs
+from optimize.distill.recover_config import BATCH, passes_for
 from optimize.progress import Progress, SilentProgress
 from optimize.prune.pictures import read_pictures, recovery_pictures
 from optimize.train.processes import device_of
@@ -18,7 +19,6 @@ __all__ = ["recover_rounded_file"]
 STEPS = 600
 """Of a recovery unless told otherwise: the network is whole, so little has to change."""
 
-FEWEST_EPOCHS = 10
 PARITY_PICTURES = 16
 
 
@@ -67,13 +67,11 @@ def recover_rounded_file(
 
 
 def _config(trained: Trained, count: int, epochs: int | None, seed: int) -> RecoverConfig:
-    is_detector = trained.task == "detect"
-    batch = 8 if is_detector else 16
-    passes = epochs or max(FEWEST_EPOCHS, -(-STEPS * batch // count))
+    passes = epochs or passes_for(STEPS, count, trained.task)
     return RecoverConfig(
         spec=trained.spec,
         epochs=passes,
-        batch=batch,
+        batch=BATCH[trained.task],
         patience=passes,  # the rate falls along the whole schedule: what is best comes at its end
         optimizer="adamw",
         peak_lr=1e-4,  # a tenth of a usual one: at 1e-3 values outgrew the ranges, and nothing came back

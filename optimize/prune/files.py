@@ -16,6 +16,7 @@ from agent.bundle.manifest import InputSpec, Task
 from optimize.calibration import Selection
 from optimize.dataset import data_digest
 from optimize.distill import Agreement, NetworkTeacher, RecoverConfig, agreement, recover, tell_epochs
+from optimize.distill.recover_config import BATCH, passes_for
 from optimize.errors import ModelError, OptimizeError
 from optimize.latency import median_of
 from optimize.machine import describe
@@ -38,8 +39,6 @@ N = TypeVar("N", Classifier, Detector)
 PARITY_PICTURES = 16
 STEPS: Mapping[Task, int] = MappingProxyType({"classify": 1500, "detect": 600})
 """Steps of a recovery unless told otherwise: a hundred pictures are passed over often, thousands a few times."""
-
-FEWEST_EPOCHS = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,12 +242,11 @@ def _recovery(
 ) -> Callable[[N], N]:
     """What brings a cut network back to what the trained one says."""
     is_detector = trained.task == "detect"
-    batch = 8 if is_detector else 16
-    epochs = config.recover_epochs or max(FEWEST_EPOCHS, -(-STEPS[trained.task] * batch // len(images)))
+    epochs = config.recover_epochs or passes_for(STEPS[trained.task], len(images), trained.task)
     recipe = RecoverConfig(
         spec=trained.spec,
         epochs=epochs,
-        batch=batch,
+        batch=BATCH[trained.task],
         patience=epochs,  # the rate falls along the whole schedule: what is best comes at its end
         optimizer="adamw" if is_detector else "sgd",
         peak_lr=config.lr or (1e-3 if is_detector else 0.02),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,17 @@ def test_a_classifier_on_a_set_with_boxes_is_judged_by_its_labels(tmp_path: Path
     assert (ran.json["measure"], ran.json["chosen"]) == ("accuracy", "top")
     assert ran.json["rungs"][1]["recall"]["spot"] == {"hits": 0, "n": 4, "severity": "major"}
     assert ran.json["rungs"][1]["flipped"]["broke"] == 4
+
+
+def test_without_pytorch_a_ruined_int8_rung_is_judged_as_it_is(
+    tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last resort needs it, and all rungs are made by then: it is named, and the ladder ends as it would have."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    write_model(tmp_path / "theirs.onnx", loudness=3000.0)
+
+    ran = climbed(tmp_path, "--top", "theirs.onnx", "--data", parts, "--keep-macs", "--max-drop", "2", "--json")
+
+    assert ran.code == 0, ran.err
+    sentence = ran.json["rungs"][1]["recovery"]["sentence"]
+    assert "the Python package torch is not installed, and recovering an INT8 network needs it" in sentence
