@@ -147,7 +147,8 @@ class Comparison:
         most = f"at most {at.allowed}" if at.allowed else "none"
         if self.unit == "box":
             boxes = "false box" if at.allowed == 1 else "false boxes"
-            return f"at most {at.allowed} {boxes} on {_counted(at.exposures, 'picture')}{among}"
+            most = most if at.allowed else "no"
+            return f"{most} {boxes} on {_counted(at.exposures, 'picture')}{among}"
         return f"{most} of {_counted(at.exposures, 'good part')}{among}"
 
     @property
@@ -314,14 +315,18 @@ def _notes(units: Units, models: Sequence[ModelResult], choice: Choice, smallest
 
 def _own_limit(units: Units, chosen: ModelResult) -> Iterator[str]:
     """What the recommended bundle does as it was built, where the comparison had it stand elsewhere."""
-    scores = next(judged.scores for judged in units.judged if judged.name == chosen.name)
-    missed = int((scores < chosen.own_limit).sum())
-    if missed != chosen.missed:
-        setting = math.floor(1000 * chosen.limit) / 1000
-        yield (
-            f"{chosen.name} stands at {chosen.limit:.3f} here; with its own review_above, {chosen.own_limit:g}, it "
-            f"misses {missed}: set policy.review_above to {setting:g} on the device, or build it with that"
-        )
+    judged = next(judged for judged in units.judged if judged.name == chosen.name)
+    missed = int((judged.scores < chosen.own_limit).sum())
+    if missed == chosen.missed:
+        return
+    own = f"{chosen.name} stands at {chosen.limit:.3f} here; with its own review_above, {chosen.own_limit:g}, it"
+    if missed > chosen.missed:
+        setting = max(math.floor(1000 * chosen.limit) / 1000, judged.floor)
+        yield f"{own} misses {missed}: set policy.review_above to {setting:g} on the device, or build it with that"
+        return
+    rate = rate_at(judged.alarms, units.exposures, chosen.own_limit)
+    costs = f"shows {rate:.2f} false boxes per picture" if units.unit == "box" else f"rejects {rate:.2%} of good parts"
+    yield f"{own} misses {missed} and {costs}"
 
 
 def _rates_apart(units: Units, models: Sequence[ModelResult]) -> str | None:

@@ -143,6 +143,19 @@ def test_what_the_recommended_one_misses_as_it_was_built_is_said_with_the_limit_
     )
 
 
+def test_a_bundle_that_misses_fewer_as_it_was_built_is_left_so_and_its_price_is_said() -> None:
+    """Nobody is to be sent from 0 missed to 27."""
+    scores = np.full(412, 0.9)
+    scores[:27] = 0.55
+    built = dataclasses.replace(judged("a", ()), scores=scores, own_limit=0.3)
+
+    found = at_one_percent(units(built, judged("b", range(300))))
+
+    said = "a stands at 0.594 here; with its own review_above, 0.3, it misses 0 and rejects 50.00% of good parts"
+    assert said in found.notes
+    assert not any("set policy.review_above" in note for note in found.notes)
+
+
 def test_an_overkill_that_no_line_would_run_at_is_said() -> None:
     """At no limit at all every model finds everything."""
     asked = units(judged("a", ()), judged("b", ()))
