@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,23 +82,26 @@ def fit_budget(
         progress: hears where we are.
     """
     progress = progress or SilentProgress()
-    integer = quantizer.quantize(target)
-    loss = judge.loss(integer.graph, target)
+    # A search begins where we stand, and comes back to what it has seen: each graph is made and judged once.
+    made = functools.cache(lambda names: quantizer.quantize(target, names))
+    lost = functools.cache(lambda graph: judge.loss(graph, target))
+    integer = made(frozenset())
+    loss = lost(integer.graph)
     over = max_drop is not None and loss.drop_points > max_drop
     ranking = _ranking(quantizer, integer, calibration, RANKED_ON * (4 if over else 1), progress)
     if max_drop is None or not over:
         return Fitted(integer=integer, loss=loss, ranking=ranking, result=None, reasons=())
     result = search(
-        lambda names: quantizer.quantize(target, names).graph,
-        lambda graph: judge.loss(graph, target).drop_points,
+        lambda names: made(names).graph,
+        lambda graph: lost(graph).drop_points,
         ranking,
         float_costs(quantizer.graph.model, [entry.layer for entry in ranking]),
         _setting(quantizer, judge, len(calibration), max_float_layers),
         max_drop=max_drop,
         progress=progress,
     )
-    integer = quantizer.quantize(target, frozenset(result.in_float))
-    loss = judge.loss(integer.graph, target)
+    integer = made(frozenset(result.in_float))
+    loss = lost(integer.graph)
     reasons = () if result.holds else (_reason(target, loss, result, quantizer),)
     return Fitted(integer=integer, loss=loss, ranking=ranking, result=result, reasons=reasons)
 

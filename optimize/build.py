@@ -78,9 +78,6 @@ GOLDENS = 24
 LOW_SNR_DB = 15
 """Below it decisions near a limit change: the noise is over a sixth of the signal. NEU's networks reach 20 to 38 dB."""
 
-USUAL_KEPT = 0.97
-"""Share of a float detector's findings that INT8 keeps as a rule; on NEU steel 0.98 to 1 (four networks, CPU)."""
-
 MIN_GOLDENS = 10
 PARITY_PICTURES = 8
 
@@ -396,11 +393,6 @@ def _warnings(
             yield (
                 f"{target}: INT8's scores are only {found.loss.snr_db:.1f} dB from the float graph's, {LOW_SNR_DB:g} "
                 "and more are usual: look at the calibration pictures before you ship it, whatever the drop says"
-            )
-        if (kept := found.loss.kept) is not None and kept.share_given < USUAL_KEPT:
-            yield (
-                f"{target}: INT8 gives only {100 * kept.share_given:.1f} % of the float graph's {kept.total} findings "
-                f"on val, {USUAL_KEPT:.0%} and more are usual: set max_drop_points, and layers go back to float for it"
             )
     for target, found in fitted.items():
         if found.result is not None and found.reasons:

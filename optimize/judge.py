@@ -23,7 +23,7 @@ from optimize.detection_metrics import ImageBoxes, mean_precision
 from optimize.errors import DataError, ModelError
 from optimize.progress import Progress, SilentProgress
 from optimize.quantize.interpret import session_of
-from optimize.quantize.kept import FINDING, KeptShare, kept_share
+from optimize.quantize.kept import FINDING, KeptShare, kept_share, n_findings
 from optimize.quantize.model import FloatModel, bytes_from_model
 from optimize.quantize.place import Target
 from optimize.quantize.sensitivity import snr_db
@@ -107,7 +107,7 @@ class Judge:
         self._truths = list(_truths(samples, index, model.input)) if self._is_detector else []
         self._n_classes = len(classes)
         self.reference = self.outputs(bytes_from_model(model.proto), is_fused=True)
-        if self._is_detector and not self._kept(self.reference).total:
+        if model.detection is not None and not n_findings(self.reference, model.detection):
             raise ModelError(
                 f"{model.path}: finds nothing with a score of {FINDING:g} or more in {len(samples)} val pictures, so "
                 "what INT8 loses can't be seen",
@@ -153,14 +153,11 @@ class Judge:
         )
 
     def _detector_loss(self, found: Sequence[Outputs], snr: float) -> Loss:
-        kept = self._kept(found)
+        before, after = ([(boxes, scores) for boxes, scores in side] for side in (self.reference, found))
+        kept = kept_share(before, after, spec=self._model.detection)
         best, map50 = self.map50, self._map50(found)
         lost = 1 - kept.share_given if best is None or map50 is None else best - map50
         return Loss(drop_points=round(100 * lost, 6), snr_db=snr, n=len(found), kept=kept, map50=map50)
-
-    def _kept(self, found: Sequence[Outputs]) -> KeptShare:
-        before, after = ([(boxes, scores) for boxes, scores in side] for side in (self.reference, found))
-        return kept_share(before, after, spec=self._model.detection)
 
     @functools.cached_property
     def map50(self) -> float | None:

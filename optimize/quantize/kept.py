@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +13,7 @@ from agent.bundle.boxes import MAX_CANDIDATES, BoxDecoder, Detections, box_iou
 from agent.bundle.detection import DetectionSpec
 from optimize.errors import ModelError
 
-__all__ = ["FINDING", "Detections", "KeptShare", "box_iou", "decode_v8", "detect", "kept_share"]
+__all__ = ["FINDING", "Detections", "KeptShare", "box_iou", "decode_v8", "detect", "kept_share", "n_findings"]
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -173,6 +173,17 @@ def kept_share(
         counts += _compared(read, ours, theirs, score, iou, nms_iou)
     total, kept, swapped, invented = (int(count) for count in counts)
     return KeptShare(total=total, kept=kept, swapped=swapped, invented=invented)
+
+
+def n_findings(outputs: Iterable[Sequence[Floats]], spec: DetectionSpec) -> int:
+    """How many detections from `FINDING` up a graph gives, by the bundle's own suppression.
+
+    Args:
+        outputs: boxes and scores of each picture, as of `kept_share`.
+        spec: how they are coded.
+    """
+    read = _Reader(spec)
+    return sum(len(read((boxes, scores), FINDING, spec.nms_iou)) for boxes, scores in outputs)
 
 
 def _compared(

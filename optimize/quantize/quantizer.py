@@ -126,7 +126,7 @@ class Quantizer:
         self._progress = progress or SilentProgress()
         self._heads = model.heads or (model.logits,)
         self._spans: dict[Target, dict[str, Span]] = {}
-        self._solutions: dict[tuple[Target, frozenset[str], bool], Solution] = {}
+        self._solutions: dict[Target, Solution] = {}
         self._progress.step("preparing the float graph")
         prepared = prepare(model.proto, str(model.path))
         self._bytes_in = find_byte_input(Graph(prepared), model.input.name)
@@ -190,14 +190,13 @@ class Quantizer:
         return place(self.graph, self.zones, target, in_float)
 
     def _solution(self, plan: Plan, *, is_fitted: bool) -> Solution:
-        """The numbers of a plan; only the last that was made for layers in float is kept."""
-        key = (plan.target, plan.layers, is_fitted)
-        if key not in self._solutions:
-            whole = self._plan(plan.target).layers
-            for old in [old for old in self._solutions if old[0] == plan.target and old[1] != whole]:
-                del self._solutions[old]
-            self._solutions[key] = self._solved(plan, is_fitted=is_fitted)
-        return self._solutions[key]
+        """The numbers of a plan; those with every layer in integers are kept, as most of what is asked for."""
+        target = plan.target
+        if not is_fitted or plan.layers != self._plan(target).layers:
+            return self._solved(plan, is_fitted=is_fitted)
+        if target not in self._solutions:
+            self._solutions[target] = self._solved(plan, is_fitted=True)
+        return self._solutions[target]
 
     def _solved(self, plan: Plan, *, is_fitted: bool) -> Solution:
         correction = self.options.correction if is_fitted else "none"

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from optimize.budget import Fitted, fit_budget
 from optimize.dataset import Dataset, Sample, read_dataset
 from optimize.errors import DataError, ModelError
-from optimize.judge import Judge
+from optimize.judge import Judge, Loss
 from optimize.quantize.fusion import fuse
 from optimize.quantize.model import FloatModel, read_model
 from optimize.quantize.place import ASKED_REASON, Target
@@ -295,6 +295,29 @@ def test_the_layer_to_blame_goes_back_to_float(tmp_path: Path, target: Target) -
     assert {f.name: f.why for f in fitted.integer.float_layers}["conv2"] == ASKED_REASON
     assert fitted.reasons == ()
     assert fitted.to_json()["in_float_for_the_budget"] == ["conv2"]
+
+
+class Counted(Judge):
+    """Notes what it is asked."""
+
+    asked: list[bytes]
+
+    def loss(self, graph: bytes, target: Target) -> Loss:
+        self.asked.append(graph)
+        return super().loss(graph, target)
+
+
+def test_no_graph_is_judged_twice(tmp_path: Path) -> None:
+    """Each costs a run over val, and its making a walk through the network."""
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(_bad_graph())
+    model, images = read_model(path), calibration()
+    judge = Counted(model, CLASSES, parts(tmp_path / "data"))
+    judge.asked = []
+
+    fit_budget(Quantizer(model, images, OPTIONS), "cpu", judge, max_drop=1.0, max_float_layers=4, calibration=images)
+
+    assert len(judge.asked) == len(set(judge.asked)) > 1
 
 
 @pytest.mark.parametrize("target", TARGETS)
