@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.console import DONE, print_json
-from optimize.errors import OptimizeError
 
 if TYPE_CHECKING:
     from optimize.crossval import CrossValidation, FoldProgress
     from optimize.crossval_report import CrossReport, Figure
+    from optimize.dataset import Dataset
     from optimize.ensemble import Ensemble
     from optimize.intervals import Interval
     from optimize.train_config import TrainConfig
@@ -31,25 +31,22 @@ NAMES = {
 SHOWN = 12
 
 
-def run_cross_validation(args: argparse.Namespace, config: TrainConfig) -> int:
+def run_cross_validation(args: argparse.Namespace, config: TrainConfig, dataset: Dataset) -> int:
     """Train and judge the folds, write the report beside `--out`, and say what came out.
 
     Args:
         args: `data`, `out`, `cv`, `ensemble`, `workdir` (where the folds go; `OUT.cv` by default), `fresh`, `json`,
             and `ledger` where there is one.
         config: the recipe.
+        dataset: what was read of `data`.
 
     Raises:
         OptimizeError: data, folds or remains of another run that can't be used.
     """
     from optimize.crossval import cross_validate
     from optimize.crossval_report import report_of
-    from optimize.dataset import read_dataset
 
-    if args.out.is_dir():
-        raise OptimizeError(f"out: {args.out} is a folder, expected a file", hint=f"--out {args.out / 'model.onnx'}")
     folder = args.workdir or args.out.with_name(f"{args.out.name}.cv")
-    dataset = read_dataset(args.data)
     with _open_progress(config.schedule) as progress:
         try:
             found = cross_validate(config, dataset, folder, args.cv, progress, is_fresh=args.fresh)

@@ -195,7 +195,7 @@ def _run_classifier(args: argparse.Namespace) -> int:
     if args.cv is not None:
         from optimize.cli.cross_validation import run_cross_validation
 
-        return run_cross_validation(args, config)
+        return run_cross_validation(args, config, dataset)
     if int(os.environ.get("RANK", "0")) > 0:
         from optimize.train import join
 
