@@ -30,6 +30,7 @@ R35 = (
 R32 = (
     "# R32 (release), REVISION: 7.1, GCID: 29818004, BOARD: t210ref, EABI: aarch64, DATE: Sat Feb 19 17:05:08 UTC 2022"
 )
+R39 = "# R39 (release), REVISION: 2.0, GCID: 0, BOARD: generic, EABI: aarch64, DATE: Fri Jun  5 00:00:00 UTC 2026"
 R38 = (
     "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64, DATE: Fri Aug 22 00:55:42 UTC 2025"
 )
@@ -163,9 +164,13 @@ def test_what_a_small_jetpack_lacks_is_said_before_ten_minutes_of_building(folde
 
 
 @needs_python
-@pytest.mark.parametrize("release", [R36, R38])
-def test_a_dry_run_explains_every_step_and_changes_nothing(folder: Path, release: str) -> None:
-    """On a JetPack 6 and a JetPack 7."""
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [(R36, "36.4.3 (JetPack 6)"), (R38, "38.2.0 (JetPack 7)"), (R39, "39.2.0 (JetPack 7)")],
+    ids=["R36", "R38", "R39"],
+)
+def test_a_dry_run_explains_every_step_and_changes_nothing(folder: Path, release: str, name: str) -> None:
+    """On a JetPack 6, and on a JetPack 7 of a Thor and of an Orin."""
     root = jetson(folder, release)
     arguments = ("--from", stand_in_wheel(folder, "defect_agent", "1.0"), "--station", "line1", "--dry-run")
     done = install(root, *arguments)
@@ -177,7 +182,7 @@ def test_a_dry_run_explains_every_step_and_changes_nothing(folder: Path, release
     assert snapshot(root) == before
     assert not (root / "opt").exists()
     steps = [
-        f"Jetson Linux {'36.4.3 (JetPack 6)' if release == R36 else '38.2.0 (JetPack 7)'}, CUDA in /usr/local/cuda",
+        f"Jetson Linux {name}, CUDA in /usr/local/cuda",
         "TensorRT is JetPack's, seen through --system-site-packages",
         "-m venv --system-site-packages",
         "PyCUDA: built from source with /usr/local/cuda",
