@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import re
 import threading
@@ -22,14 +23,17 @@ from agent.bundle import InputSpec, Outputs, Tensor
 from agent.engines.device import Device, HostBuffer, out_of_memory
 from agent.engines.trt_api import TensorRt
 from agent.errors import EngineError
+from agent.log import log_event
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PlanRefused", "TensorRtEngine"]
+__all__ = ["PlanRefused", "TensorRtEngine", "is_same"]
+
+log = logging.getLogger("agent.engines.trt")
 
 _REBUILD = "rebuild the bundle with `defect-opt build`: its graph and its manifest do not belong together"
-_COMPILE = "compile it on this device: `defect-agent build-engine`"
+_COMPILE = "compile it on this device: defect-agent build-engine --config FILE"
 _OTHER_GPU = re.compile(r"incompatible device|compute capability|expecting compute", re.IGNORECASE)
 _OTHER_VERSION = re.compile(r"version tag|library version|serialized engine version|lean runtime", re.IGNORECASE)
 _NO_MEMORY = re.compile(r"out of memory|cudaErrorMemoryAllocation|OutOfMemory", re.IGNORECASE)
@@ -175,7 +179,7 @@ class TensorRtEngine:
     def _no_context(self) -> EngineError:
         words = self._said()
         if not _NO_MEMORY.search(words):
-            return EngineError(f"{self.name}: the plan can't be made ready ({words})", hint=_COMPILE)
+            return EngineError(f"{self.name}: the plan can't be made ready ({words})", hint=f"{_COMPILE} --rebuild")
         newer = self._api.has("ICudaEngine.device_memory_size_v2")
         asked = int(self._engine.device_memory_size_v2 if newer else self._engine.device_memory_size)
         return out_of_memory(
@@ -262,7 +266,7 @@ class TensorRtEngine:
             return
         bright = np.random.default_rng(0).integers(128, 256, self._shape, dtype=np.uint8)
         expected = self._run(bright, 0)
-        self._run(np.zeros_like(bright), 0)
+        dark = self._run(np.zeros_like(bright), 0)
         try:
             self._graph = self._device.capture(self._stream, self._enqueue)
             self._spoil_outputs()
@@ -272,14 +276,17 @@ class TensorRtEngine:
             self._renew_stream()
             self._run(bright, 0)  # the plain way must still work
             return
-        if not all(_is_same(got[role], expected[role]) for role in expected):
+        if not all(is_same(got[role], expected[role]) for role in expected):
             self._forget_graph("no CUDA graph: the recorded one gives other results than the plain way")
+        elif all(is_same(dark[role], expected[role]) for role in expected):
+            self._forget_graph("no CUDA graph: the model says the same to both test pictures, so it can't be proven")
 
     def _forget_graph(self, why: str) -> None:
         with contextlib.suppress(EngineError):
             self._device.release_graph(self._graph)
         self._graph = 0
         self.notes += (why,)
+        log_event(log, "no_cuda_graph", logging.WARNING, engine=self.name, reason=why)
 
     def _renew_stream(self) -> None:
         """Take another stream: the one where a recording failed may still be recording."""
@@ -373,6 +380,7 @@ class TensorRtEngine:
             raise EngineError(f"{self.name}: {what} ({words})") from error
 
 
-def _is_same(got: NDArray[np.float32], expected: NDArray[np.float32]) -> bool:
+def is_same(got: NDArray[np.float32], expected: NDArray[np.float32]) -> bool:
+    """Whether two outputs say the same, up to the order in which kernels add; what is no number says nothing."""
     scale = float(np.max(np.abs(expected), initial=0.0))
-    return bool(np.allclose(got, expected, rtol=0.0, atol=_SAME * scale + 1e-6, equal_nan=True))
+    return math.isfinite(scale) and bool(np.allclose(got, expected, rtol=0.0, atol=_SAME * scale + 1e-6))

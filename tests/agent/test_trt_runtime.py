@@ -19,6 +19,7 @@ from agent.errors import EngineError
 from tests.kit.gpus import KINDS, Machine, machine, why_not
 from tests.kit.models import classifier
 from tests.kit.tensorrt import VERSIONS, World, installed
+from tests.kit.tensorrt.running import ContextPart
 from tests.kit.trt_engines import ROLES, VERSION, assert_same, engine_on, opened, picture, plan_of
 
 
@@ -358,3 +359,18 @@ def test_a_hundred_engines_in_a_row_leave_nothing(world: World, any_gpu: Machine
 
     assert any_gpu.live == {}
     assert world.live() == {}
+
+
+def test_a_run_that_tensorrt_refuses_is_a_fault_and_not_the_part_befores_result(
+    world: World, gpu: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It returns False and raises nothing: its ordinary way to fail."""
+    engine = opened(gpu)
+    assert_same(engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(ContextPart, "execute_async_v3", lambda _part, _stream: False)
+        with pytest.raises(EngineError, match="inference failed"):
+            engine.infer(picture(7))
+
+    assert_same(engine)
+    engine.close()

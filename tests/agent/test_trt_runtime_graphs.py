@@ -11,6 +11,8 @@ import pytest
 
 from agent.bundle import Outputs
 from agent.engines.onnxrt import OnnxRuntimeEngine
+from agent.engines.trt import is_same
+from agent.errors import EngineError
 from tests.kit.gpus import Machine, machine, why_not
 from tests.kit.libcuda import LibCuda
 from tests.kit.models import classifier, constant_classifier
@@ -112,3 +114,44 @@ def test_a_recording_that_misses_the_picture_is_not_used(world: World, enqueued:
     assert engine.notes == ("no CUDA graph: the recorded one gives other results than the plain way",)
     assert_same(engine)
     engine.close()
+
+
+def test_a_recording_is_not_used_where_nothing_can_prove_it(world: World, enqueued: Machine) -> None:
+    """A model that says the same to both test pictures may say it to every part: the recording may miss them."""
+    assert isinstance(enqueued.ledger, LibCuda)
+    enqueued.ledger.library.standin_be_forgetful()
+    blind = constant_classifier((0.0, 1.0, 0.0))
+    engine = opened(enqueued, plan_of(blind), outputs=Outputs(logits="logits"))
+
+    assert "CUDA graph" not in engine.name
+    assert engine.notes == ("no CUDA graph: the model says the same to both test pictures, so it can't be proven",)
+    engine.close()
+
+
+def test_a_launch_that_fails_is_a_fault_and_the_next_picture_is_judged(world: World, enqueued: Machine) -> None:
+    """The results of the part before lie in the buffers."""
+    engine = opened(enqueued)
+    assert_same(engine)
+    enqueued.fail(call="cuGraphLaunch")
+
+    with pytest.raises(EngineError, match="launching a graph failed"):
+        engine.infer(picture(7))
+
+    enqueued.fail()
+    assert_same(engine)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "same"),
+    [
+        ([1.0, 2.0], [1.0, 2.01], True),
+        ([1.0, 2.0], [1.0, 2.5], False),
+        ([900.0, np.inf], [1.0, np.inf], False),
+        ([np.nan], [np.nan], False),
+        ([np.nan, 1.0], [1.0, 1.0], False),
+    ],
+)
+def test_what_is_no_number_proves_nothing(got: list[float], expected: list[float], same: bool) -> None:
+    """FP16 overflows; all that is finite would lie within a percent of infinity."""
+    assert is_same(np.array(got, np.float32), np.array(expected, np.float32)) is same
