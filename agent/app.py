@@ -92,7 +92,7 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
     with contextlib.ExitStack() as stack:
         bundle = open_bundle(config.bundle)
         accepted = accepted_of(config, bundle)
-        engine = open_engine(bundle, config.engine, cache=open_cache(config), building=_tell_building)
+        engine = open_engine(bundle, config.engine, cache=open_cache(config), building=_tell_building, is_live=True)
         stack.callback(engine.close)
         refuse_refused(config, bundle, engine)
         inspector = Inspector(bundle, engine, pixel_mm=config.policy.pixel_mm)

@@ -108,7 +108,7 @@ def _nodes(board: Board, root: Path, level: Level) -> Finding:
     closed = [node for node in nodes if node.exists() and not os.access(node, os.R_OK | os.W_OK, effective_ids=True)]
     if closed:
         owners = sorted({_group_of(node) for node in closed} | {"video", "render"})
-        user = getpass.getuser()
+        user = _user()
         return Finding(
             subject="nodes",
             level=level,
@@ -117,6 +117,14 @@ def _nodes(board: Board, root: Path, level: Level) -> Finding:
             "tools/install-device writes SupplementaryGroups=",
         )
     return Finding(subject="nodes", level="ok", text=f"{len(nodes)} device files of the GPU can be opened")
+
+
+def _user() -> str:
+    """Its name; a container may run as one that has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # OSError since Python 3.13
+        return str(os.geteuid())
 
 
 def _gpu(config: AgentConfig, level: Level) -> tuple[Device | None, Finding]:

@@ -150,6 +150,18 @@ class TensorRtConfig:
     cache_dir: Path | None = _key(None, path=True)
     cache_mb: int = _key(2_000, low=1, high=1_000_000)
 
+    def __post_init__(self) -> None:
+        if self.dla_core is not None and self.precision == "fp32":
+            raise ConfigError(
+                "engine.tensorrt.precision: got fp32 beside dla_core, whose accelerators compute in int8 or fp16",
+                hint="leave dla_core or precision out",
+            )
+        if self.calibration_cache and self.precision in ("fp16", "fp32"):
+            raise ConfigError(
+                f"engine.tensorrt.precision: got {self.precision} beside calibration_cache, which is for int8",
+                hint="leave calibration_cache or precision out",
+            )
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:

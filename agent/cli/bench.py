@@ -215,7 +215,7 @@ def _engines(bundle: Bundle, args: argparse.Namespace) -> dict[str, Engine]:
         cache = EngineCache(args.cache or user_cache_dir(), config.tensorrt.cache_mb * 1_000_000)
         try:
             engines["trt"] = open_engine(bundle, config, cache=cache, building=bar)
-        except EngineError as error:
+        except (EngineError, BundleError) as error:
             print(f"trt: not timed: {error}", file=sys.stderr)
         finally:
             bar.done()

@@ -95,12 +95,14 @@ def _asked(args: argparse.Namespace) -> tuple[Path, EngineConfig, EngineCache]:
 
     if args.bundle is None and args.config is None:
         raise UserError("build-engine: nothing to compile", hint="defect-agent build-engine --config FILE")
-    own = TensorRtConfig()
-    path, cache = args.bundle, EngineCache(args.cache or user_cache_dir(), own.cache_mb * 1_000_000)
+    own, path, station = TensorRtConfig(), args.bundle, None
     if args.config is not None:
         station = read_config(args.config)
         own, path = station.engine.tensorrt, path or station.bundle
-        cache = cache if args.cache else open_cache(station)
+    if station is None or args.cache is not None:
+        cache = EngineCache(args.cache or user_cache_dir(), own.cache_mb * 1_000_000)
+    else:
+        cache = open_cache(station)
     changes: dict[str, Any] = {
         name: value
         for name in ("precision", "workspace_mb", "optimization_level", "dla_core")

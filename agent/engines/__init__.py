@@ -77,6 +77,7 @@ def open_engine(
     *,
     cache: EngineCache | None = None,
     building: Callable[[str, int, int], None] | None = None,
+    is_live: bool = False,
 ) -> Engine:
     """Open the engine that the configuration asks for, and run it once on a grey picture.
 
@@ -92,17 +93,18 @@ def open_engine(
         config: what to run it on.
         cache: where compiled engines are kept; without one `trt` compiles for this process alone.
         building: told while an engine is compiled: the phase, steps done, steps in all; called once before it begins.
+        is_live: parts will be judged with it; the cache keeps the last such engine whatever its quota.
 
     Raises:
         ConfigError: the bundle has no graph of the kind asked for.
         EngineError: the graph can't be loaded, does not fit the manifest, or fails.
     """
     if config.kind == "trt":
-        return _open_tensorrt(bundle, config, cache, building)
+        return _open_tensorrt(bundle, config, cache, building, is_live=is_live)
     fault: AgentError | None = None
     if config.kind == "auto" and config.graph == "auto" and cache is not None and is_tensorrt_expected():
         try:
-            return _open_tensorrt(bundle, config, cache, building)
+            return _open_tensorrt(bundle, config, cache, building, is_live=is_live)
         except (EngineError, BundleError) as error:
             fault = error
     engine = _open_onnxruntime(bundle, config)
@@ -140,12 +142,14 @@ def _open_tensorrt(
     config: EngineConfig,
     cache: EngineCache | None,
     building: Callable[[str, int, int], None] | None,
+    *,
+    is_live: bool,
 ) -> Engine:
     from agent.engines.trt_open import open_tensorrt
 
     engine, key = open_tensorrt(bundle, config, cache=cache, building=building)
     _tried(engine, bundle)
-    if cache is not None:
+    if cache is not None and is_live:
         cache.mark_good(key)
     return engine
 
@@ -190,6 +194,11 @@ def _try(engine: Engine, bundle: Bundle) -> None:
             raise EngineError(f"{bundle.path}: on a grey picture: {error.message}", hint=error.hint) from error
         return
     for role, dimensions in (("logits", 2), ("cam", 4)):
+        if role in outputs and not np.isfinite(outputs[role]).all():
+            raise EngineError(
+                f"{bundle.path}: on a grey picture {engine.name} gives {role}: values that are no numbers",
+                hint="values beyond FP16 overflow: set engine.tensorrt.precision: fp32, or rebuild the bundle",
+            )
         shape = outputs[role].shape if role in outputs else None
         if shape is not None and (len(shape) != dimensions or shape[:2] != (1, count)):
             raise EngineError(

@@ -350,7 +350,7 @@ def _load() -> Any:
         if (error.name or "").split(".")[0] == "pycuda":
             raise library_missing("PyCUDA") from error
         raise library_broken("PyCUDA", error) from error
-    except ImportError as error:
+    except Exception as error:  # a broken install raises what it likes
         raise library_broken("PyCUDA", error) from error
     return pycuda.driver
 

@@ -199,8 +199,8 @@ class CudaPythonDevice:
     def capture(self, stream: int, work: Callable[[], None]) -> int:
         """See `Device.capture`."""
         mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL  # other threads may allocate
-        handle = self._streams[stream]
         with self.current():
+            handle = self._streams[stream]
             self._do("recording a graph", "cuStreamBeginCapture", handle, mode)
             try:
                 work()
@@ -274,16 +274,21 @@ class CudaPythonDevice:
             self._do("freeing memory", "cuMemFree", self._allocations.pop())
 
     def _pop(self) -> None:
-        """Take our context away; a failure is tried once more, for it must not stay on this thread."""
+        """Take our context away; a failure is tried once more, for it must not stay on this thread.
+
+        A call may report an earlier fault and have done its work all the same: then the context below is another's.
+        """
         try:
             self._do("leaving its context", "cuCtxPopCurrent")
         except EngineError:
-            self._cuda.cuCtxPopCurrent()
+            _, now = self._cuda.cuCtxGetCurrent()
+            if int(now) == int(self._context):
+                self._cuda.cuCtxPopCurrent()
             raise
 
     def _take(self, kind: str, n_bytes: int, name: str, *args: Any) -> Any:
         """An allocation: out of memory in words."""
-        code, *values = getattr(self._cuda, name)(*args)
+        code, values = self._call(f"allocating {kind}", name, *args)
         if code == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             failed, free, _total = self._cuda.cuMemGetInfo()
             raise out_of_memory(self.name, n_bytes, None if failed else int(free), kind)
@@ -293,10 +298,18 @@ class CudaPythonDevice:
 
     def _do(self, what: str, name: str, *args: Any) -> Any:
         """One call of the driver: what it gives, or its refusal in words."""
-        code, *values = getattr(self._cuda, name)(*args)
+        code, values = self._call(what, name, *args)
         if code:
             raise call_failed(self.name, what, f"{name}: {self._text(code)}")
         return values[0] if len(values) == 1 else tuple(values)
+
+    def _call(self, what: str, name: str, *args: Any) -> tuple[Any, list[Any]]:
+        """The code and the values of a call; a function that this driver lacks is a refusal, too."""
+        try:
+            code, *values = getattr(self._cuda, name)(*args)
+        except RuntimeError as error:
+            raise call_failed(self.name, what, f"{name}: {error}") from error
+        return code, values
 
     def _text(self, code: Any) -> str:
         failed, text = self._cuda.cuGetErrorString(code)
@@ -328,13 +341,13 @@ def _load() -> Any:
         return importlib.import_module("cuda.bindings.driver")
     except ModuleNotFoundError:
         pass
-    except ImportError as error:
+    except Exception as error:  # a broken install raises what it likes
         raise library_broken(_LIBRARY, error) from error
     try:
         return importlib.import_module("cuda.cuda")
     except ModuleNotFoundError as error:
         raise library_missing(_LIBRARY) from error
-    except ImportError as error:
+    except Exception as error:
         raise library_broken(_LIBRARY, error) from error
 
 

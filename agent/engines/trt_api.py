@@ -124,7 +124,7 @@ def load_tensorrt() -> TensorRt:
             raise EngineError(f"TensorRT can't be imported: it needs {error.name}", hint=_INSTALL) from error
         words = f"TensorRT is not installed for this Python ({sys.version_info[0]}.{sys.version_info[1]}, {sys.prefix})"
         raise EngineError(words, hint=_INSTALL) from error
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a broken install raises what it likes; without it the CPU may still judge parts
         raise EngineError(
             f"TensorRT is installed, but can't be loaded ({error})",
             hint="install the libraries of the same release (on a Jetson: sudo apt install --reinstall tensorrt "

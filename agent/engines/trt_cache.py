@@ -105,7 +105,7 @@ class EngineCache:
                 return plan
             before, entry = entry, self._entry(key)
             if entry == before:  # and not one that another process replaced while we read
-                self.drop(key, "the plan is damaged: its SHA-256 is another one than when it was written")
+                self.drop(key, "the plan is damaged: its SHA-256 is another one than when it was written", only=entry)
                 return None
         return None
 
@@ -177,11 +177,18 @@ class EngineCache:
                 with self._writing(0):
                     self._put(self.folder / "good", f"{key.digest()}\n".encode())
 
-    def drop(self, key: EngineKey, reason: str) -> None:
-        """Remove an engine that can't be used, and log why."""
+    def drop(self, key: EngineKey, reason: str, *, only: Mapping[str, Any] | None = None) -> None:
+        """Remove an engine that can't be used, and log why.
+
+        Args:
+            key: what it was compiled for.
+            reason: for the log.
+            only: this entry alone; one that another process has put in its place meanwhile stays.
+        """
         log_event(log, "engine_dropped", logging.WARNING, engine=key.digest(), folder=str(self.folder), reason=reason)
         with self._writing(0):
-            self._sidecar(key).unlink(missing_ok=True)
+            if only is None or self._entry(key) == only:
+                self._sidecar(key).unlink(missing_ok=True)
             self._sweep()
 
     def timing_cache(self, key: EngineKey) -> bytes | None:

@@ -99,10 +99,20 @@ def graphs_of(bundle: Bundle) -> Graphs:
 
 
 def options_for(bundle: Bundle, config: EngineConfig) -> BuildOptions:
-    """The builder's options that the configuration asks for."""
+    """The builder's options that the configuration asks for.
+
+    Raises:
+        EngineError: the bundle has no graph for them.
+    """
     own: TensorRtConfig = config.tensorrt
+    precision = precision_for(bundle, config)
+    if own.calibration_cache and precision != "int8":
+        raise EngineError(
+            f"{bundle.path}: engine.tensorrt.calibration_cache is for INT8, and it has no INT8 graph for TensorRT",
+            hint="build it with `defect-opt build --int8 --target jetson`, or leave calibration_cache out",
+        )
     return BuildOptions(
-        precision=precision_for(bundle, config),
+        precision=precision,
         workspace_mb=own.workspace_mb,
         optimization_level=own.optimization_level,
         version_compatible=own.version_compatible,
@@ -174,6 +184,8 @@ def prepare(
         building(BEFORE_BUILD, 0, 0)
     timing = None if cache is None else cache.timing_cache(key)
     built = build_plan(api, graphs, options, timing_cache=timing, heard=building)
+    for note in built.notes:
+        log_event(log, "engine_note", engine=key.digest(), note=note)
     if cache is not None:
         _keep(cache, key, built, must_keep=must_keep)
     return Prepared(key=key, plan=built.plan, built=built)

@@ -100,4 +100,4 @@ def test_a_name_that_the_version_lacks_fails_the_build(
         with pytest.raises(NotInStandIn):
             build(module, version)
     else:
-        build(module, version)
+        assert build(module, version)

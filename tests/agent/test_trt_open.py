@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -23,6 +24,7 @@ from agent.engines.trt_open import choose_memory
 from agent.errors import EngineError
 from tests.kit import pycuda, tensorrt
 from tests.kit.goldens import golden_bundle, tensorrt_bundle
+from tests.kit.tensorrt.running import ContextPart
 from tests.kit.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,6 +234,61 @@ def test_a_line_runs_from_memory_where_the_cache_can_not_be_written(
     assert "engine_not_kept" in caplog.messages
 
 
+def test_an_engine_that_gives_no_numbers_is_not_opened_and_auto_takes_the_cpu(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP16 overflowed: every part would be an error, while the CPU could judge them."""
+
+    def overflowing(part: ContextPart, stream_handle: int) -> bool:
+        run(part, stream_handle)
+        ctypes.memset(part.get_tensor_address("logits"), 0xFF, 4)
+        return True
+
+    run = ContextPart.execute_async_v3
+    monkeypatch.setattr(ContextPart, "execute_async_v3", overflowing)
+    with bench.gpu():
+        with pytest.raises(EngineError, match="logits: values that are no numbers"):
+            bench.open_once()
+        assert "fell back from TensorRT" in bench.open_once(AUTO)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a wheel of another Python"), OSError("libnvinfer.so.10: no such file")]
+)
+def test_whatever_the_import_of_tensorrt_raises_auto_takes_the_cpu(
+    bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A broken install must not stop a line that the CPU can run."""
+    (tmp_path / "tensorrt.py").write_text(f"raise {error!r}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+
+    with pytest.raises(EngineError, match="can't be loaded"):
+        bench.open_once()
+    assert "fell back from TensorRT" in bench.open_once(AUTO)
+
+
+def test_a_calibration_cache_without_an_int8_graph_is_a_fall_back_and_no_end(tmp_path: Path) -> None:
+    """The configuration ran with the bundle before; this one has no graph for it."""
+    bundle = golden_bundle(tmp_path)
+    assert "trt" not in bundle.manifest.graphs
+    bench = Bench(bundle, EngineCache(tmp_path / "engines", 10**9))
+    own = TensorRtConfig(calibration_cache=True)
+    with bench.gpu():
+        with pytest.raises(EngineError, match="calibration_cache"):
+            bench.open_once(EngineConfig(kind="trt", tensorrt=own))
+        assert "fell back from TensorRT" in bench.open_once(EngineConfig(tensorrt=own))
+
+
+def test_only_the_engine_that_goes_live_is_the_last_good_one(bench: Bench) -> None:
+    """An engine for the next bundle, compiled beside a running line, must not cost the line its own."""
+    with bench.gpu():
+        bench.open_once()
+        assert not (bench.cache.folder / "good").exists()
+        open_engine(bench.bundle, TRT, cache=bench.cache, is_live=True).close()
+        assert (bench.cache.folder / "good").read_text().strip() == _key(bench).digest()
+
+
 @pytest.mark.parametrize("is_integrated", [True, False])
 def test_accepts_choice_of_the_memory_is_taken_at_the_next_start(bench: Bench, is_integrated: bool) -> None:
     """Measured on boards that share their memory, and on no other."""
@@ -239,14 +296,28 @@ def test_accepts_choice_of_the_memory_is_taken_at_the_next_start(bench: Bench, i
         bench.open_once()
         taken = choose_memory(bench.bundle, TRT, bench.cache)
         facts = bench.cache.facts(_key(bench))
-        bench.open_once()
+        name = bench.open_once()
 
+    assert ("mapped memory" in name) == (facts.get("memory") == "mapped")
     if not is_integrated:
         assert (taken, facts.get("memory")) == (None, None)
         return
     assert taken is not None
     assert sorted(taken) == ["copied", "mapped"]
     assert facts["memory"] == min(taken, key=lambda memory: taken[memory])
+
+
+@pytest.mark.parametrize("noted", ["mapped", "copied"])
+@pytest.mark.parametrize("memory", ["auto", "mapped", "copied"])
+def test_the_memory_is_the_configurations_else_what_accept_noted(bench: Bench, memory: Any, noted: str) -> None:
+    """The engine's name says it."""
+    config = EngineConfig(kind="trt", tensorrt=TensorRtConfig(memory=memory))
+    with bench.gpu(gpu={"is_integrated": True}):
+        bench.open_once()
+        bench.cache.note(_key(bench), memory=noted)
+        name = bench.open_once(config)
+
+    assert ("mapped memory" in name) == ((noted if memory == "auto" else memory) == "mapped")
 
 
 CHILD = """
