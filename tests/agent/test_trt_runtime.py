@@ -10,17 +10,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from agent.bundle import Outputs
 from agent.engines.device import OutOfDeviceMemory
+from agent.engines.onnxrt import OnnxRuntimeEngine
 from agent.engines.trt import PlanRefused
+from agent.engines.trt_api import load_tensorrt
+from agent.engines.trt_build import BuildOptions, Graphs, build_plan
 from agent.errors import EngineError
 from tests.kit.gpus import KINDS, Machine, machine, why_not
 from tests.kit.models import classifier
 from tests.kit.tensorrt import VERSIONS, World, installed
-from tests.kit.tensorrt.running import ContextPart
-from tests.kit.trt_engines import ROLES, VERSION, assert_same, engine_on, opened, picture, plan_of
+from tests.kit.tensorrt.running import ContextPart, RuntimePart
+from tests.kit.trt_engines import ROLES, SPEC, VERSION, assert_same, engine_on, opened, picture, plan_of
 
 
 @pytest.fixture
@@ -374,3 +379,54 @@ def test_a_run_that_tensorrt_refuses_is_a_fault_and_not_the_part_befores_result(
 
     assert_same(engine)
     engine.close()
+
+
+def test_outputs_in_fp16_come_back_as_float32(world: World, gpu: Machine) -> None:
+    """A graph from elsewhere may end in it."""
+    graphs = Graphs(qdq=None, qdq16=None, fp32=with_half_logits(classifier()), calibration=None)
+    plan = build_plan(load_tensorrt(), graphs, BuildOptions(precision="fp16")).plan
+    engine = opened(gpu, plan, outputs=Outputs(logits="logits"))
+
+    got = engine.infer(picture(3))["logits"]
+
+    assert got.dtype == np.float32
+    wanted = OnnxRuntimeEngine(classifier(), threads=1, label="", spec=SPEC, outputs=Outputs(logits="logits"))
+    np.testing.assert_allclose(got, wanted.infer(picture(3))["logits"], rtol=2e-3, atol=2e-3)
+    engine.close()
+
+
+def with_half_logits(graph: bytes) -> bytes:
+    model = onnx.load_model_from_string(graph)
+    for node in model.graph.node:
+        node.output[:] = ["logits32" if name == "logits" else name for name in node.output]
+    model.graph.node.append(helper.make_node("Cast", ["logits32"], ["logits"], to=TensorProto.FLOAT16))
+    (output,) = [output for output in model.graph.output if output.name == "logits"]
+    output.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return bytes(model.SerializeToString())
+
+
+def test_a_tensor_that_tensorrt_will_not_place_is_told_and_all_is_given_back(
+    world: World, gpu: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An inference would read or write nowhere."""
+    monkeypatch.setattr(ContextPart, "set_tensor_address", lambda _part, _name, _memory: False)
+
+    with pytest.raises(EngineError, match="can't be placed"):
+        opened(gpu)
+
+
+def test_the_accelerator_that_the_plan_was_built_for_is_the_one_it_runs_on(
+    world: World, gpu: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT asks for it before it loads the plan."""
+    asked: list[int] = []
+    load = RuntimePart.deserialize_cuda_engine
+
+    def deserialize_cuda_engine(part: RuntimePart, plan: Any) -> Any:
+        asked.append(part.DLA_core)
+        return load(part, plan)
+
+    monkeypatch.setattr(RuntimePart, "deserialize_cuda_engine", deserialize_cuda_engine)
+    opened(gpu, dla_core=1).close()
+
+    assert asked == [1]
