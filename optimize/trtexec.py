@@ -138,15 +138,16 @@ class TrtexecFiles:
     warnings: tuple[str, ...]
 
 
-def command(version: Trtexec, graph: str, engine: str, *more: str, build_only: bool = True) -> tuple[str, ...]:
+def command(version: Trtexec, graph: str, engine: str, *more: str) -> tuple[str, ...]:
     """A command line's arguments, checked against what this release has.
+
+    It ends when the engine is written where there is a flag for that; else the engine is timed, too.
 
     Args:
         version: the release.
         graph: the ONNX file.
         engine: the file to write.
         more: flags that say how.
-        build_only: end when the engine is written, where there is a flag for it; else it is timed, too.
 
     Raises:
         ValueError: a flag that this release does not have.
@@ -156,7 +157,7 @@ def command(version: Trtexec, graph: str, engine: str, *more: str, build_only: b
         wanted.append(f"--memPoolSize=workspace:{WORKSPACE_MB}")
     if "--timingCacheFile" in version.flags:
         wanted.append(f"--timingCacheFile=timing-{version.name}.cache")
-    if build_only and version.build_only is not None:
+    if version.build_only is not None:
         wanted.append(version.build_only)
     strange = sorted({flag.partition("=")[0] for flag in wanted} - version.flags)
     if strange:

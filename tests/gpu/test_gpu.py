@@ -33,7 +33,7 @@ def test_it_is_accepted(session: GpuSession) -> None:
 
 
 def test_its_outputs_are_near_the_reference(session: GpuSession) -> None:
-    """Steps of INT8 here and there, FP16 elsewhere: a tenth of a logit, not another function."""
+    """Steps of INT8 here and there, FP16 elsewhere: less than half a logit, not another function."""
     assert session.accepted.json["difference"]["logits"] < 0.5
 
 
@@ -41,7 +41,7 @@ def test_the_median_is_no_fiction(session: GpuSession) -> None:
     """Warm inferences differ by less than a factor of ten from the median to the 95th percentile on an idle machine."""
     warm = session.accepted.json["latency_ms"]["warm"]
 
-    assert 0 < warm["p50"] <= warm["p95"] <= warm["p99"]
+    assert 0 < warm["p50"] <= warm["p95"] < 10 * warm["p50"]
 
 
 def test_nothing_of_it_is_left_in_the_home_folder(session: GpuSession, tmp_path: Path) -> None:

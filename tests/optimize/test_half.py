@@ -226,6 +226,62 @@ def test_boxes_are_decoded_in_float32(tmp_path: Path) -> None:
     assert np.abs(made - expected).max() < 0.25
 
 
+def layer(net: Net, source: str, name: str, channels: int = 3) -> str:
+    """A convolution without a bias to speak of, and a ReLU."""
+    names = [net.constant(f"{name}.weight", net.rng.normal(0, 0.3, (8, channels, 3, 3)))]
+    names.append(net.constant(f"{name}.bias", np.zeros(8)))
+    return net.add("Relu", net.add("Conv", [source, *names], name, pads=[1] * 4), f"{name}_relu")
+
+
+def test_a_quantizer_with_a_scale_too_small_for_fp16_reads_float32(tmp_path: Path) -> None:
+    """In FP16 its scale would be half a digit, and 1 / scale infinite."""
+    net = Net()
+    small = net.add("Mul", [layer(net, "x", "conv1"), net.constant("loss", 1e-4)], "small")
+    back = net.add("Mul", [layer(net, small, "conv2", 8), net.constant("gain", 1e4)], "back")
+    graph = qdq(net.classify(back), tmp_path)
+
+    found = halve(graph)
+    expected, seen = (outputs(g, pictures(1)[0])["logits"] for g in (graph, found.graph))
+
+    assert set(found.in_float32) == {"small/quantized", "conv2"}
+    assert "too few digits in FP16" in found.in_float32["small/quantized"]
+    assert np.abs(seen - expected).max() < 0.01 * np.abs(expected).max()
+
+
+def test_weights_beyond_fp16_stay_on_their_steps(tmp_path: Path) -> None:
+    """Their scale is a number of FP16, but they are not: infinity would be the last step for all of them."""
+    graph = qdq(with_quiet_channel(1e6), tmp_path)
+
+    found = halve(graph)
+
+    assert list(found.in_float32) == ["conv2"]
+    (steps,) = (name for name in operators(found.graph, "QuantizeLinear") if name.startswith("conv2.weight"))
+    assert np.array_equal(tensor_of(graph, "conv2.weight/quantized"), tensor_of(found.graph, steps))
+
+
+def test_a_filled_tensor_becomes_fp16(tmp_path: Path) -> None:
+    """Its type stands in an attribute; no cast is needed behind it."""
+    model = onnx.load_model_from_string(qdq(plain(), tmp_path))
+    place, relu = next((i, node) for i, node in enumerate(model.graph.node) if node.op_type == "Relu")
+    made, relu.output[0] = relu.output[0], "before"
+    half = onnx.helper.make_tensor("half", SINGLE, [1], [0.5])
+    more = (
+        onnx.helper.make_node("Shape", ["before"], ["sides"], name="sides"),
+        onnx.helper.make_node("ConstantOfShape", ["sides"], ["filled"], name="filled", value=half),
+        onnx.helper.make_node("Add", ["before", "filled"], [made], name="raised"),
+    )
+    for i, node in enumerate(more):
+        model.graph.node.insert(place + 1 + i, node)
+    graph = model.SerializeToString()
+
+    found = halved(graph, pictures(2))
+
+    assert found.graph is not None
+    assert found.snr_db is not None
+    assert found.snr_db > 40
+    assert {name: kind for name, kind in kinds(found.graph).items() if "filled" in name} == {"filled": HALF}
+
+
 @pytest.mark.parametrize("change", ["sub-graph", "foreign operator"])
 def test_what_can_not_be_cast_leaves_the_bundle_without_it(change: str, tmp_path: Path) -> None:
     """One sentence; TensorRT then takes the graph in float32."""
@@ -255,6 +311,56 @@ def test_what_can_not_be_cast_leaves_the_bundle_without_it(change: str, tmp_path
     assert found.graph is None
     assert len(found.warnings) == 1
     assert found.warnings[0].startswith("no FP16 form of TensorRT's graph")
+
+
+def test_an_opset_that_can_not_be_raised_is_refused_with_what_to_export(tmp_path: Path) -> None:
+    """A sparse constant is in the standard, and not in what onnx converts."""
+    model = onnx.load_model_from_string(qdq(plain(), tmp_path))
+    values, places = np.array([0.5], np.float32), np.array([0], np.int64)
+    sparse = onnx.helper.make_sparse_tensor(
+        numpy_helper.from_array(values, "values"), numpy_helper.from_array(places, "places"), [1]
+    )
+    model.graph.node.append(onnx.helper.make_node("Constant", [], ["sparse"], name="sparse", sparse_value=sparse))
+    onnx.checker.check_model(model)
+
+    with pytest.raises(ModelError, match="opset 17 can't be converted to 19") as refused:
+        halve(model.SerializeToString())
+
+    assert refused.value.hint == "export the float graph in opset 19 or 20"
+
+
+def test_a_network_whose_values_vanish_in_fp16_has_no_such_graph(tmp_path: Path) -> None:
+    """Each constant is one of FP16, their product is not: 0 / 0 where float32 has a ratio of small numbers."""
+    net = Net()
+    small = net.add("Mul", [layer(net, "x", "conv1"), net.constant("first", 1e-4)], "small")
+    tiny = net.add("Mul", [small, net.constant("second", 1e-4)], "tiny")
+    ratio = net.add("Div", [tiny, net.add("GlobalAveragePool", tiny, "mean")], "ratio")
+    graph = qdq(net.classify(ratio), tmp_path)
+    assert np.isfinite(outputs(graph, pictures(1)[0])["logits"]).all()
+
+    found = halved(graph, pictures(4))
+
+    assert (found.graph, found.snr_db) == (None, None)
+    assert found.to_json()["made"] is False
+    assert len(found.warnings) == 1
+    assert found.warnings[0].startswith("no FP16 form of TensorRT's graph")
+    assert found.warnings[0].endswith("FP16 gives values that are no numbers")
+
+
+@pytest.mark.parametrize(("distance", "is_told"), [(500.0, False), (2000.0, True)])
+def test_what_fp16_changes_by_more_than_int8_does_is_said(distance: float, is_told: bool, tmp_path: Path) -> None:
+    """Far from 0 FP16 has steps of a half, and of two: the graph is made, and the user hears of it."""
+    net = Net()
+    far = net.add("Add", [layer(net, "x", "conv1"), net.constant("there", distance)], "far")
+    back = net.add("Sub", [far, net.constant("back_again", distance)], "back")
+
+    found = halved(qdq(net.classify(back), tmp_path), pictures(4))
+
+    assert found.graph is not None
+    assert found.snr_db is not None
+    assert (found.snr_db < 25) == is_told
+    told = f"TensorRT's graph in FP16 lies {found.snr_db:.1f} dB from its float32 form"
+    assert found.warnings == ((told,) if is_told else ())
 
 
 # The real TensorRT

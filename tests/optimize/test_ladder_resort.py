@@ -55,7 +55,7 @@ def climbed(folder: Path, *flags: object) -> Ran:
 def test_an_int8_rung_that_lost_its_classes_is_recovered_and_its_row_says_so(
     tmp_path: Path, parts: Path, top: Path
 ) -> None:
-    """Without a label; the float rung keeps its own weights, and a second run trains nothing again."""
+    """Without a label; the float rung is deployed with its own weights, and a second run trains nothing again."""
     flags = ["--max-drop", "2", "--recover-epochs", "10", "--top", top, "--data", parts, "--work", tmp_path / "w"]
 
     ran = climbed(tmp_path, *flags, "--json")
@@ -72,8 +72,13 @@ def test_an_int8_rung_that_lost_its_classes_is_recovered_and_its_row_says_so(
     again = climbed(tmp_path, *flags)
     assert again.err.count("is there already") == 3
     assert next(line.split()[-1] for line in again.out.splitlines() if line.startswith("top-int8 ")) == "recovered"
-    if ran.json["chosen"] == "top":
-        assert open_bundle(Path(ran.json["bundle"])).digest != open_bundle(Path(second["file"])).digest
+
+    assert ran.json["chosen"] == "top"
+    first_bundle = next((tmp_path / "w" / "steps").glob("top-int8-*/top-1.0.0.defect"))
+    own, made, learned = (
+        open_bundle(path).graph("fp32") for path in (ran.json["bundle"], first_bundle, second["file"])
+    )
+    assert own == made != learned
 
 
 def test_it_can_be_switched_off(tmp_path: Path, parts: Path, top: Path) -> None:
@@ -86,7 +91,10 @@ def test_it_can_be_switched_off(tmp_path: Path, parts: Path, top: Path) -> None:
 
 
 def test_a_float_rung_is_deployed_as_it_was_judged(tmp_path: Path, parts: Path, top: Path) -> None:
-    """At the same temperature: INT8 is ruined here, and the one fitted on it would send every part to a person."""
+    """At the same temperature: INT8 is ruined here, and the one fitted on it would send every part to a person.
+
+    So figures that hang on that one go, and counts stay.
+    """
     from optimize.dataset import read_dataset
     from optimize.ladder import LadderOptions, RungFile, assess
     from optimize.recipe import Recipe
@@ -99,8 +107,14 @@ def test_a_float_rung_is_deployed_as_it_was_judged(tmp_path: Path, parts: Path, 
     found = assess(files, read_dataset(parts), Recipe(), dataclasses.replace(LadderOptions(), seconds=0.05))
 
     assert found.rungs[1].decisions_changed == 0
-    assert open_bundle(Path(ran.json["bundle"])).manifest.temperature == found.rungs[0].temperature
     assert found.rungs[1].graph == "fp32"
+    deployed, built = (open_bundle(Path(rung)).manifest for rung in (ran.json["bundle"], ran.json["rungs"][1]["file"]))
+    assert deployed.temperature == found.rungs[0].temperature != built.temperature
+    assert deployed.metrics["calibration"] == {"temperature": deployed.temperature}
+    for kind in ("fp32", "int8"):
+        kept = {key: built.metrics[kind][key] for key in ("n", "accuracy", "recall", "errors")}
+        assert deployed.metrics[kind] == kept
+        assert kept.keys() < built.metrics[kind].keys()
 
 
 def test_a_network_from_elsewhere_can_not_be_recovered_and_that_is_said(tmp_path: Path, parts: Path) -> None:

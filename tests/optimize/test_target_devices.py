@@ -13,17 +13,21 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 
 from agent.bundle import Bundle, open_bundle
 from optimize.build import build
 from optimize.devices import serve_devices
+from optimize.errors import ModelError
 from optimize.inputs import gather
 from optimize.quantize.cache import read_cache
 from optimize.recipe import QuantizeRecipe, Recipe
 from optimize.trtexec import VERSIONS, Trtexec, command, write_trtexec
+from tests.kit.bundles import make_bundle
 from tests.kit.commands import run_command
 from tests.kit.float_models import write_model, write_parts
+from tests.kit.models import classifier
 from tests.kit.pycuda import installed as pycuda_installed
 from tests.kit.tensorrt import VERSIONS as TENSORRTS
 from tests.kit.tensorrt import installed as tensorrt_installed
@@ -130,8 +134,11 @@ def test_each_release_gets_a_script_that_its_trtexec_takes(name: str, bundle: Bu
         "11": "--onnx=model.trt16.onnx --saveEngine",
     }
 
+    ends = {"8.5": {"--buildOnly"}, "8.6": {"--skipInference"}, "10": {"--skipInference"}, "11": set[str]()}
+
     assert (code, told) == (0, "")
     assert arguments.startswith(precision[name])
+    assert {"--buildOnly", "--skipInference"} & set(arguments.split()) == ends[name]
     assert "--calib" not in arguments
 
 
@@ -172,6 +179,37 @@ def test_a_script_of_another_release_refuses_to_begin(bundle: Bundle, tmp_path: 
     assert without[0] == 2
     assert "Try: sudo apt install tensorrt" in without[1]
     assert not list(made.folder.glob("*.engine"))
+
+
+def test_without_an_fp16_graph_and_a_cache_scripts_do_with_what_there_is(tmp_path: Path) -> None:
+    """No attempt at strong typing in float32, no DLA, and no name of a file that is not there."""
+    graphs = {"fp32": "model.fp32.onnx", "cpu": "model.cpu.onnx", "trt": "model.trt.onnx"}
+    made = write_trtexec(make_bundle(tmp_path, graphs=graphs), tmp_path / "made")
+    texts = [(made.folder / name).read_text() for name in made.files if name.endswith((".sh", ".txt"))]
+
+    for name, precision in (("8.5", "--fp16 --int8"), ("10", "--fp16 --int8"), ("11", "--saveEngine")):
+        assert run_script(made.folder, name) == (0, "")
+        engine = (made.folder / "kit-1.0.0.engine").read_text()
+        assert engine.startswith(f"--onnx=model.trt.onnx {precision}")
+    assert len(texts) == len(VERSIONS) + 1
+    assert not [text for text in texts if "trt16" in text or "dla" in text or "stronglyTyped" in text]
+    assert not [name for name in made.files if name.endswith(".cache")]
+
+
+@pytest.mark.parametrize(("opset", "is_told"), [(17, False), (18, True)])
+def test_a_graph_that_jetpack_5_can_not_read_is_told(opset: int, is_told: bool, tmp_path: Path) -> None:
+    """Its scripts are there all the same: who has another TensorRT loses nothing."""
+    model = onnx.load_model_from_string(classifier())
+    model.opset_import[0].version = opset
+    graphs = {"fp32": "model.fp32.onnx", "cpu": "model.cpu.onnx", "trt": "model.trt.onnx"}
+    bundle = make_bundle(tmp_path, graph=model.SerializeToString(), graphs=graphs)
+
+    served = serve_devices(bundle, ["trtexec"])
+
+    told = [line for line in served.lines if "warning" in line]
+    assert len(told) == len(served.report["trtexec"]["warnings"]) == is_told
+    assert not is_told or f"the graph is opset {opset}, the parsers of TensorRT 8.5 and 8.6 read up to 17" in told[0]
+    assert "build-tensorrt-8.5.sh" in served.report["trtexec"]["files"]
 
 
 def test_the_same_bundle_gives_the_same_files(bundle: Bundle, tmp_path: Path) -> None:
@@ -235,6 +273,18 @@ def test_everything_that_was_taken_from_the_gpu_is_given_back(bundle: Bundle) ->
         assert gpu.live == {}
 
 
+def test_a_plan_that_can_not_be_written_leaves_no_gpu_taken(bundle: Bundle) -> None:
+    """One sentence with the file, and the device is closed."""
+    plan = bundle.path.with_suffix(".tensorrt-10.3.0.sm87.Orin.plan")
+    plan.mkdir()
+    with tensorrt_installed("10.3.0"), pycuda_installed() as gpu:
+        with pytest.raises(ModelError, match=f"{plan.name}: can't be written"):
+            serve_devices(bundle, ["tensorrt"])
+
+        assert gpu.calls
+        assert gpu.live == {}
+
+
 # The command
 
 
@@ -261,6 +311,19 @@ def test_the_command_says_for_each_device_what_it_made(in_project: Path) -> None
     assert "build-tensorrt-8.5.sh" in ran.out
     assert "INT8 + FP16 for TensorRT 10 and 11: " in ran.out
     assert (in_project / "parts-1.0.0.trtexec" / "build-tensorrt-8.5.sh").is_file()
+
+
+def test_where_tensorrt_is_here_and_builds_nothing_the_command_fails(in_project: Path) -> None:
+    """Exit code 1, for an engine was asked for and could be had; the bundle is there, whole."""
+    with tensorrt_installed("10.3.0", build_out_of_memory=True), pycuda_installed() as gpu:
+        ran = run_command("optimize.cli.build", "--int8", "--target", "tensorrt", "--out", "failed-1.0.0.defect")
+
+        assert gpu.live == {}
+
+    assert ran.code == 1
+    assert "tensorrt: no engine came of it: " in ran.out
+    assert open_bundle(in_project / "failed-1.0.0.defect").manifest.gate_passed
+    assert not list(in_project.glob("failed*.plan"))
 
 
 def test_json_tells_the_same(in_project: Path) -> None:
