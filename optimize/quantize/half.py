@@ -174,11 +174,14 @@ class _Kept:
             if dead.any():
                 self.zero_channels[node.input[1]] = dead
             wrong = wrong & ~dead
-            if not wrong.any() and not _same_steps(values, np.where(dead, np.float32(1), scale), node):
-                wrong = np.ones_like(wrong)
-        if not wrong.any():
+            is_moved = not wrong.any() and not _same_steps(values, np.where(dead, np.float32(1), scale), node)
+        else:
+            is_moved = False
+        if not wrong.any() and not is_moved:
             return
-        why = f"a scale of {float(scale.reshape(-1)[wrong.reshape(-1)].min()):.3g} has too few digits in FP16"
+        why = "FP16 would move its weights to other steps"
+        if not is_moved:
+            why = f"a scale of {float(scale.reshape(-1)[wrong.reshape(-1)].min()):.3g} has too few digits in FP16"
         if values is None:
             yield _key(node), why
         for pair in self._graph.readers(node.output[0]):

@@ -79,8 +79,10 @@ class Types:
 
     def gives_half(self, node: onnx.NodeProto, slot: int) -> bool:
         """Whether an output is FP16 when the node computes in FP16."""
-        if node.op_type in ("Cast", "ConstantOfShape"):
+        if node.op_type == "Cast":
             return True
+        if node.op_type == "ConstantOfShape":  # without a value it gives float32 zeros
+            return any(attribute.name == "value" for attribute in node.attribute)
         variable = self._variable(node, slot, is_output=True)
         follows = {self._variable(node, i, is_output=False) for i in range(len(node.input))}
         return variable in follows and self._allowed(node, variable)

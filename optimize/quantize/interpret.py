@@ -46,9 +46,9 @@ class Interpreter:
             self._graph.constant(name) if value is None and name else value
             for name, value in zip(node.input, inputs, strict=True)
         ]
-        if node.name not in self._sessions:
-            self._sessions[node.name] = self._open(node, values)
-        session, names = self._sessions[node.name]
+        if node.output[0] not in self._sessions:
+            self._sessions[node.output[0]] = self._open(node, values)
+        session, names = self._sessions[node.output[0]]
         feed = {name: value for name, value in zip(node.input, values, strict=True) if name and name in names}
         try:
             return list(session.run(None, feed))
@@ -57,7 +57,7 @@ class Interpreter:
 
     def forget(self, node: onnx.NodeProto) -> None:
         """Close a node's session."""
-        self._sessions.pop(node.name, None)
+        self._sessions.pop(node.output[0], None)
 
     def _open(self, node: onnx.NodeProto, values: Sequence[NDArray[Any] | None]) -> tuple[Any, tuple[str, ...]]:
         import onnx

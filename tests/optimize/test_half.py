@@ -254,20 +254,21 @@ def test_weights_beyond_fp16_stay_on_their_steps(tmp_path: Path) -> None:
 
     found = halve(graph)
 
-    assert list(found.in_float32) == ["conv2"]
+    assert found.in_float32 == {"conv2": "FP16 would move its weights to other steps"}
     (steps,) = (name for name in operators(found.graph, "QuantizeLinear") if name.startswith("conv2.weight"))
     assert np.array_equal(tensor_of(graph, "conv2.weight/quantized"), tensor_of(found.graph, steps))
 
 
-def test_a_filled_tensor_becomes_fp16(tmp_path: Path) -> None:
-    """Its type stands in an attribute; no cast is needed behind it."""
+@pytest.mark.parametrize(("value", "kind"), [(0.5, HALF), (None, SINGLE)])
+def test_a_filled_tensor_becomes_fp16(tmp_path: Path, value: float | None, kind: int) -> None:
+    """Its type stands in an attribute, and no cast is needed behind it; without one it is zeros in float32."""
     model = onnx.load_model_from_string(qdq(plain(), tmp_path))
     place, relu = next((i, node) for i, node in enumerate(model.graph.node) if node.op_type == "Relu")
     made, relu.output[0] = relu.output[0], "before"
-    half = onnx.helper.make_tensor("half", SINGLE, [1], [0.5])
+    filling = {} if value is None else {"value": onnx.helper.make_tensor("value", SINGLE, [1], [value])}
     more = (
         onnx.helper.make_node("Shape", ["before"], ["sides"], name="sides"),
-        onnx.helper.make_node("ConstantOfShape", ["sides"], ["filled"], name="filled", value=half),
+        onnx.helper.make_node("ConstantOfShape", ["sides"], ["filled"], name="filled", **filling),
         onnx.helper.make_node("Add", ["before", "filled"], [made], name="raised"),
     )
     for i, node in enumerate(more):
@@ -279,7 +280,7 @@ def test_a_filled_tensor_becomes_fp16(tmp_path: Path) -> None:
     assert found.graph is not None
     assert found.snr_db is not None
     assert found.snr_db > 40
-    assert {name: kind for name, kind in kinds(found.graph).items() if "filled" in name} == {"filled": HALF}
+    assert kinds(found.graph)["filled"] == kind
 
 
 @pytest.mark.parametrize("change", ["sub-graph", "foreign operator"])

@@ -115,10 +115,13 @@ def test_moments_are_those_of_all_places_at_once() -> None:
         assert first[group] == pytest.approx(np.cov(x[group, 10:35].T, bias=True), rel=1e-3, abs=1e-4)
 
 
-def test_nodes_run_one_by_one_give_what_the_graph_gives() -> None:
-    """Layers are fitted to these values."""
+@pytest.mark.parametrize("has_names", [True, False])
+def test_nodes_run_one_by_one_give_what_the_graph_gives(has_names: bool) -> None:
+    """Layers are fitted to these values; names of nodes may be missing."""
     graph = prepared(TOPOLOGIES["gate"]())
     image = pictures(1)[0]
+    for node in [] if has_names else graph.nodes:
+        node.name = ""
     interpreter = Interpreter(graph)
     values: dict[str, NDArray[Any]] = {"image": image}
 
