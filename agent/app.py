@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import shutil
 import threading
 import time
@@ -129,7 +130,9 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
                 notify("READY=1", f"STATUS={bundle.manifest.name} on {engine.name}")
             judged = station.run(stop, max_parts)
             journal.flush()
-            if publisher is not None and not stop.is_set():
+            if publisher is not None and face.stopped is not None:
+                _drain(journal, threading.Event(), heartbeat, longest_s=DRAIN_PATIENCE_S)  # the plant is to hear why
+            elif publisher is not None and not stop.is_set():
                 _drain(journal, stop, heartbeat)
             notify("STOPPING=1")  # starts systemd's stop time, which a long drain must not use up
         summary = Summary(
@@ -201,13 +204,14 @@ def _publishing(config: AgentConfig, journal: Journal, face: _Face) -> Iterator[
         publisher.stop(DRAIN_AT_STOP_S)
 
 
-def _drain(journal: Journal, stop: threading.Event, heartbeat: Heartbeat) -> None:
+def _drain(journal: Journal, stop: threading.Event, heartbeat: Heartbeat, *, longest_s: float = math.inf) -> None:
     """Let a finite run's last messages out, as long as they move; what stays is on disk and goes out another time.
 
     A broker that holds messages back without an answer costs the patience once, not for each of them.
     """
     left, moved_at = journal.outbox.depth(), time.monotonic()
-    while left and time.monotonic() - moved_at < DRAIN_PATIENCE_S and not stop.wait(0.02):
+    until = moved_at + longest_s
+    while left and time.monotonic() < min(until, moved_at + DRAIN_PATIENCE_S) and not stop.wait(0.02):
         heartbeat.beat()
         if (now_left := journal.outbox.depth()) < left:
             left, moved_at = now_left, time.monotonic()

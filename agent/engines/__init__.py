@@ -148,7 +148,7 @@ def _open_tensorrt(
     from agent.engines.trt_open import open_tensorrt
 
     engine, key = open_tensorrt(bundle, config, cache=cache, building=building)
-    _tried(engine, bundle)
+    _tried(engine, bundle, is_compiled=True)
     if cache is not None and is_live:
         cache.mark_good(key)
     return engine
@@ -174,17 +174,22 @@ def _open_onnxruntime(bundle: Bundle, config: EngineConfig) -> OnnxRuntimeEngine
     return _tried(engine, bundle)
 
 
-def _tried(engine: E, bundle: Bundle) -> E:
+def _tried(engine: E, bundle: Bundle, *, is_compiled: bool = False) -> E:
     """The engine, after it has run once; closed when it fails."""
     try:
-        _try(engine, bundle)
+        _try(engine, bundle, is_compiled=is_compiled)
     except BaseException:
         engine.close()
         raise
     return engine
 
 
-def _try(engine: Engine, bundle: Bundle) -> None:
+def _try(engine: Engine, bundle: Bundle, *, is_compiled: bool) -> None:
+    """A compiled engine must also give numbers: FP16 overflows where the graph as it was written does not.
+
+    The graph itself may have none for a picture of one colour (a division by its spread); a part without numbers is
+    an `error` of its own.
+    """
     spec, count = bundle.manifest.input, len(bundle.manifest.classes)
     outputs = engine.infer(np.full((1, spec.height_px, spec.width_px, 3), 128, dtype=np.uint8))
     if bundle.manifest.detection is not None:
@@ -194,7 +199,7 @@ def _try(engine: Engine, bundle: Bundle) -> None:
             raise EngineError(f"{bundle.path}: on a grey picture: {error.message}", hint=error.hint) from error
         return
     for role, dimensions in (("logits", 2), ("cam", 4)):
-        if role in outputs and not np.isfinite(outputs[role]).all():
+        if is_compiled and role in outputs and not np.isfinite(outputs[role]).all():
             raise EngineError(
                 f"{bundle.path}: on a grey picture {engine.name} gives {role}: values that are no numbers",
                 hint="values beyond FP16 overflow: set engine.tensorrt.precision: fp32, or rebuild the bundle",
