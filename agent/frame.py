@@ -71,6 +71,8 @@ class Frame:
         sequence: the camera's own frame counter.
         captured: when the exposure ended.
         capture_ms: what taking it cost, in milliseconds.
+        exposed_ns: CLOCK_MONOTONIC before which its exposure did not begin: the sensor's time where the driver gives
+            it, else its arrival less the camera's `latency_ms`; None where time means nothing (files).
     """
 
     part: Part
@@ -80,6 +82,7 @@ class Frame:
     sequence: int
     captured: Stamp
     capture_ms: float = 0.0
+    exposed_ns: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

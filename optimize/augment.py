@@ -124,7 +124,7 @@ def augment(
         image: (H, W, C) uint8, any size, one or three channels.
         size_px: width and height wanted.
         how: how far to go.
-        random: decides; the same state gives the same picture.
+        random: decides; the same state gives the same picture, and at another size the same view.
         mask: (H, W) uint8, 255 on the defect.
         is_letterbox: keep the aspect ratio, and pad.
         whole_px: cut a window of `size_px` out of the picture as it would be at this size, around the defect where
@@ -254,14 +254,15 @@ def _photographed(picture: NDArray[np.uint8], how: Augmentation, random: np.rand
     values = picture.astype(np.float32)
     if how.light > 0:
         values = _relight(values, how.light, random)
-    if random.random() < how.noise:
-        sigma = random.uniform(1.0, 10.0)
-        # One noise for all channels: a grey camera stays grey.
-        values += np.float32(sigma) * random.standard_normal((size_px, size_px, 1), dtype=np.float32)
+    sigma = random.uniform(1.0, 10.0) if random.random() < how.noise else 0.0
     if random.random() < how.cutout:
-        side = int(size_px * random.uniform(0.15, 0.4))
-        top, left = random.integers(0, size_px - side + 1, 2)
-        values[top : top + side, left : left + side] = random.uniform(0.0, 255.0)
+        share, level = random.uniform(0.15, 0.4), random.uniform(0.0, 255.0)
+        top, left = (int(at * size_px * (1 - share)) for at in random.random(2))
+        side = int(size_px * share)
+        values[top : top + side, left : left + side] = level
+    if sigma:
+        # One noise for all channels: a grey camera stays grey. Drawn last: how much of it there is depends on the size.
+        values += np.float32(sigma) * random.standard_normal((size_px, size_px, 1), dtype=np.float32)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from agent.config import FrameTriggerConfig, FreeRunConfig, TriggerConfig
-from agent.frame import Part
+from agent.frame import Fault, Part
 from agent.triggers.frame import EachFrame, FrameSource
 
 __all__ = ["FrameSource", "Trigger", "open_trigger"]
@@ -14,14 +14,15 @@ __all__ = ["FrameSource", "Trigger", "open_trigger"]
 class Trigger(Protocol):
     """Says when there is a part; each one that it names must get a verdict. It belongs to the line's thread."""
 
-    def next(self, timeout_s: float) -> Part | None:
+    def next(self, timeout_s: float) -> Part | Fault | None:
         """Wait for a part.
 
         Args:
             timeout_s: seconds to wait; a source that blocks longer says so in its class.
 
         Returns:
-            The part, or None when none came.
+            The part; a fault of a part that was refused because too many wait, which still gets its verdict; or None
+            when none came.
         """
 
     @property

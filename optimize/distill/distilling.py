@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agent.bundle import InputSpec
 from optimize.dataset import Dataset
 from optimize.distill.lesson import TeacherLesson
 from optimize.distill.loss import Shares
@@ -25,7 +26,7 @@ from optimize.validation import Validation
 __all__ = ["Comparison", "DistillResult", "Source", "distill", "distill_entry"]
 
 AS_FED_LOSS = 0.01
-"""Accuracy that a teacher may lose by seeing pictures through the student's input before we say so."""
+"""Accuracy that a teacher may lose by the student's resize rule before we say so."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class Comparison:
         n: how many pictures.
         same: how many of them both take for the same class, each fed as its own device would feed it.
         teacher: the teacher's figures by the labels; None where there are none.
-        as_fed: the same of what the teacher said in training, where it saw the student's pictures, resized.
+        as_fed: the same of what the teacher says of pictures as it saw them in training, by the student's resize rule.
     """
 
     n: int
@@ -72,10 +73,9 @@ class DistillResult:
         if compared.teacher and compared.as_fed:
             lost = compared.teacher.accuracy - compared.as_fed.accuracy
             if lost > AS_FED_LOSS:
-                config = self.student.config
                 text = (
-                    f"the teacher is {100 * lost:.1f} points worse on the student's pictures ({config.size} px, "
-                    f"{config.resize}) than on its own: a larger --size, or its own resize rule, would teach more"
+                    f"the teacher is {100 * lost:.1f} points worse on the student's pictures "
+                    f"({self.student.config.resize}) than on its own: its own resize rule would teach more"
                 )
                 told = (*told, text)
         return told
@@ -176,7 +176,7 @@ def _compared(result: TrainResult, teacher: FileTeacher, val: Dataset, *, has_la
     same = int((said.argmax(1) == student.argmax(1)).sum())
     if not has_labels:
         return Comparison(n=len(val), same=same, teacher=None, as_fed=None)
-    fitted = fitted_pictures(val, result.config.spec)
+    fitted = fitted_pictures(val, _shown_to(teacher, result.config))
     fed = [teacher(normalize(image[None])).logits.softmax(-1) for image in fitted.images]
     return Comparison(
         n=len(val),
@@ -184,6 +184,12 @@ def _compared(result: TrainResult, teacher: FileTeacher, val: Dataset, *, has_la
         teacher=_validation(said, fitted.targets),
         as_fed=_validation(torch.cat(fed).numpy().astype(np.float64), fitted.targets),
     )
+
+
+def _shown_to(teacher: FileTeacher, config: TrainConfig) -> InputSpec:
+    """How the teacher saw pictures in training: at its own size where that is larger, by the student's resize rule."""
+    side_px = max(teacher.size_px, config.size)
+    return dataclasses.replace(config.spec, width_px=side_px, height_px=side_px)
 
 
 def _validation(shares: NDArray[np.float64], targets: NDArray[np.int64]) -> Validation:

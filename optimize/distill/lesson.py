@@ -71,7 +71,7 @@ class DistillObjective:
 
     def __call__(self, outputs: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         """See `optimize.train.objective.Objective`."""
-        (logits, features), taught = outputs, self._teacher(batch.inputs)
+        (logits, features), taught = outputs, self._teacher(batch.inputs if batch.views is None else batch.views)
         distance = None
         if self._match is not None:
             assert taught.features is not None
@@ -116,6 +116,10 @@ class TeacherLesson:
         """See `optimize.train.objective.Lesson`."""
         shares = {key: str(value) for key, value in dataclasses.asdict(self._shares).items()}
         return {"teacher": self._teacher.digest[:16]} | shares
+
+    def view_px(self, size_px: int) -> int | None:
+        """See `optimize.train.objective.Lesson`: a teacher's own size, where it is larger than the student's."""
+        return self._teacher.size_px if self._teacher.size_px > size_px else None
 
     def parts(self, dataset: Dataset, seed: int) -> tuple[Mapping[str, Dataset], tuple[str, ...]]:
         """See `optimize.train.objective.Lesson`."""

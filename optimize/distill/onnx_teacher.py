@@ -89,6 +89,11 @@ class FileTeacher:
         return hashlib.sha256("\0".join(self.sha256).encode()).hexdigest()
 
     @property
+    def size_px(self) -> int:
+        """The longest edge that a member looks at."""
+        return max(max(graph.spec.width_px, graph.spec.height_px) for graph in self.graphs)
+
+    @property
     def has_features(self) -> bool:
         """Whether there are features to imitate: those of all members, one after the other."""
         return all(graph.has_features for graph in self.graphs)

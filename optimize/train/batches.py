@@ -36,16 +36,19 @@ class Batch:
         targets: (N, classes) probabilities; all 0 where nobody labelled the picture.
         masks: (N, S, S) float32, 1 on the defect, -1 everywhere on a picture whose mask is not known; None without
             masks.
+        views: (N, C, V, V) float32, normalized: the same views at another size, for who looks more closely; None where
+            nobody asked for them.
     """
 
     inputs: Tensor
     targets: Tensor
     masks: Tensor | None = None
+    views: Tensor | None = None
 
     def on(self, device: torch.device) -> Batch:
         """The same on a device."""
-        masks = None if self.masks is None else self.masks.to(device)
-        return Batch(self.inputs.to(device), self.targets.to(device), masks)
+        masks, views = (None if each is None else each.to(device) for each in (self.masks, self.views))
+        return Batch(self.inputs.to(device), self.targets.to(device), masks, views)
 
 
 class Batches:
@@ -57,12 +60,20 @@ class Batches:
         n_classes: how many classes the targets have.
         channels: 3, or 1 for a grey network, which gets the first channel.
         background: the class of good parts, which need no mask; None when there is none.
+        view_px: make `Batch.views` of this width and height too; None makes none.
     """
 
     def __init__(
-        self, config: TrainConfig, pictures: Pictures, *, n_classes: int, channels: int, background: int | None
+        self,
+        config: TrainConfig,
+        pictures: Pictures,
+        *,
+        n_classes: int,
+        channels: int,
+        background: int | None,
+        view_px: int | None = None,
     ) -> None:
-        self._config, self._pictures = config, pictures
+        self._config, self._pictures, self._view_px = config, pictures, view_px
         self._n_classes, self._channels, self._background = n_classes, channels, background
 
     def make(self, images: NDArray[np.int64], size_px: int, epoch: int, random: np.random.Generator) -> Batch:
@@ -82,8 +93,20 @@ class Batches:
         targets = torch.nn.functional.one_hot(numbers, self._n_classes).float()
         if self._pictures.is_labelled is not None:
             targets[torch.from_numpy(~self._pictures.is_labelled[images])] = 0
-        batch = Batch(normalize(np.stack([picture for picture, _ in made])), targets, self._masks(images, made))
+        batch = Batch(
+            normalize(np.stack([picture for picture, _ in made])),
+            targets,
+            self._masks(images, made),
+            self._views(images, size_px, epoch),
+        )
         return _mixed(batch, share) if is_mixed else batch
+
+    def _views(self, images: NDArray[np.int64], size_px: int, epoch: int) -> Tensor | None:
+        """The same crops, turns and lights, at another size; the noise of the sensor is another one."""
+        if self._view_px is None:
+            return None
+        views = [self.picture(i, size_px, epoch, copy, view_px=self._view_px)[0] for i, copy in _counted(images)]
+        return normalize(np.stack(views))
 
     def _shown(self, images: NDArray[np.int64], made: Sequence[Made]) -> NDArray[np.int64]:
         """The class of each picture; one whose crop left the defect out shows a good part, where the set has those."""
@@ -107,7 +130,7 @@ class Batches:
                 masks[row] = -1
         return torch.from_numpy(masks)
 
-    def picture(self, image: int, size_px: int, epoch: int, copy: int = 0) -> Made:
+    def picture(self, image: int, size_px: int, epoch: int, copy: int = 0, *, view_px: int | None = None) -> Made:
         """One augmented picture and its mask.
 
         Args:
@@ -115,20 +138,21 @@ class Batches:
             size_px: width and height.
             epoch: from 1.
             copy: how often it came in this batch before; each time it looks different.
+            view_px: show the same view at this width and height instead.
 
         Returns:
             (size_px, size_px, C) uint8 RGB or grey, and (size_px, size_px) uint8 or None.
         """
         key = [self._config.seed, epoch, image] + [copy] * (copy > 0)
-        masks = self._pictures.masks
+        masks, shown_px = self._pictures.masks, view_px or size_px
         return augment(
             self._pictures.images[image][:, :, : self._channels],
-            size_px,
+            shown_px,
             self._config.augmentation,
             np.random.default_rng(key),
             mask=None if masks is None else masks[image],
             is_letterbox=self._config.resize == "letterbox",
-            whole_px=None if self._config.window_px is None else self._config.size,
+            whole_px=None if self._config.window_px is None else round(self._config.size * shown_px / size_px),
         )
 
 
@@ -147,4 +171,5 @@ def _mixed(batch: Batch, share: float) -> Batch:
     return Batch(
         torch.lerp(batch.inputs.flip(0), batch.inputs, share),
         torch.lerp(batch.targets.flip(0), batch.targets, share),
+        views=None if batch.views is None else torch.lerp(batch.views.flip(0), batch.views, share),
     )

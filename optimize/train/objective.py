@@ -45,6 +45,9 @@ class Lesson(Protocol):
     def run_of(self) -> Mapping[str, str]:
         """What a checkpoint must agree on."""
 
+    def view_px(self, size_px: int) -> int | None:
+        """The size at which the objective wants to see what the network sees at this one; None is content with it."""
+
     def parts(self, dataset: Dataset, seed: int) -> tuple[Mapping[str, Dataset], tuple[str, ...]]:
         """The images that train and those that choose, and what the user should know.
 

@@ -78,7 +78,12 @@ class Run:
         self._objective: Objective = labels if lesson is None else lesson.objective(self.network, labels)
         self.learner = Learner(self.network, config, self._optimizer())
         self._batches = Batches(
-            config, pictures, n_classes=len(classes), channels=self.channels, background=self.background
+            config,
+            pictures,
+            n_classes=len(classes),
+            channels=self.channels,
+            background=self.background,
+            view_px=None if lesson is None else lesson.view_px(config.size),
         )
         self.history: list[EpochRecord] = []
         self.best = Validation(loss=math.inf, confusion=())

@@ -128,8 +128,9 @@ class _Plan:
     def run(self, processes: Processes, progress: Callable[[Progress], None]) -> tuple[Run, int]:
         """Epoch after epoch, each kept on disk; gives the run, and the epoch that an earlier one had reached."""
         config = self.config
+        view_px = None if self.lesson is None else self.lesson.view_px(config.size)
         pictures = raw_pictures(
-            self.parts["train"], config.size, masks=config.masks, is_letterbox=config.resize == "letterbox"
+            self.parts["train"], view_px or config.size, masks=config.masks, is_letterbox=config.resize == "letterbox"
         )
         if self.lesson is not None:
             pictures = dataclasses.replace(pictures, is_labelled=self.lesson.is_labelled(self.parts["train"]))

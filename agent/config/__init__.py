@@ -9,8 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, Union
+from typing import Literal
 
+from agent.config.cameras import (
+    ArgusCameraConfig,
+    CameraConfig,
+    FolderCameraConfig,
+    GenicamCameraConfig,
+    GStreamerCameraConfig,
+    OpenCvCameraConfig,
+    PiCameraConfig,
+)
+from agent.config.line import GpioOutputConfig, LineConfig, OutputsConfig, TcpOutputConfig
+from agent.config.triggers import (
+    FrameTriggerConfig,
+    FreeRunConfig,
+    GpioTriggerConfig,
+    IntervalTriggerConfig,
+    TcpTriggerConfig,
+    TriggerConfig,
+)
 from agent.errors import ConfigError
 from agent.typed_yaml import config_from_mapping
 from agent.typed_yaml import key as _key
@@ -19,17 +37,28 @@ from agent.yaml_file import read_yaml
 __all__ = [
     "AcceptanceConfig",
     "AgentConfig",
+    "ArgusCameraConfig",
     "CameraConfig",
     "EngineConfig",
     "EvidenceConfig",
     "FolderCameraConfig",
     "FrameTriggerConfig",
     "FreeRunConfig",
+    "GStreamerCameraConfig",
+    "GenicamCameraConfig",
+    "GpioOutputConfig",
+    "GpioTriggerConfig",
+    "IntervalTriggerConfig",
     "JournalConfig",
+    "LineConfig",
     "LogConfig",
     "MqttConfig",
     "OpenCvCameraConfig",
+    "OutputsConfig",
+    "PiCameraConfig",
     "PolicyConfig",
+    "TcpOutputConfig",
+    "TcpTriggerConfig",
     "TensorRtConfig",
     "TlsConfig",
     "TriggerConfig",
@@ -39,84 +68,6 @@ __all__ = [
     "read_config",
     "read_yaml",
 ]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FolderCameraConfig:
-    """Pictures from a folder, in the order of their names: for tests, acceptance and replays.
-
-    Attributes:
-        kind: `folder`.
-        name: how messages and logs call it.
-        path: the folder; sub-folders are searched too, files that are no pictures are left alone and counted.
-        rate_hz: parts per second; 0 is as fast as the line can.
-        loop: start again at the end, for ever.
-        resume: leave out pictures that the journal already holds a verdict for.
-        max_pixels: a picture with more is refused before it is decoded (default 200 MP).
-    """
-
-    kind: Literal["folder"]
-    name: str = _key("folder", pattern=r"[\w.-]{1,40}", form="1 to 40 letters, digits, `_`, `.` or `-`")
-    path: Path = _key(path=True)
-    rate_hz: float = _key(0.0, low=0, high=10_000)
-    loop: bool = False
-    resume: bool = True
-    max_pixels: int = _key(200_000_000, low=1, high=2_000_000_000)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class OpenCvCameraConfig:
-    """A video file, an RTSP or HTTP stream, or a USB camera, through OpenCV.
-
-    Attributes:
-        kind: `opencv`.
-        name: how messages and logs call it.
-        source: device number (`"0"`), `/dev/v4l/by-id/…`, a video file, or an `rtsp://` or `http://` URL.
-        width_px: asked of the device; 0 leaves it alone.
-        height_px: asked of the device; 0 leaves it alone.
-        fps: asked of the device; 0 leaves it alone.
-        open_timeout_ms: longest time to open a stream.
-        read_timeout_ms: longest time without a frame; then the camera counts as lost.
-        reopen_s: shortest wait before a lost camera is opened again; grows to eight times that.
-    """
-
-    kind: Literal["opencv"]
-    name: str = _key("camera", pattern=r"[\w.-]{1,40}", form="1 to 40 letters, digits, `_`, `.` or `-`")
-    source: str = _key()
-    width_px: int = _key(0, low=0, high=16_384)
-    height_px: int = _key(0, low=0, high=16_384)
-    fps: float = _key(0.0, low=0, high=1_000)
-    open_timeout_ms: int = _key(3_000, low=100, high=60_000)
-    read_timeout_ms: int = _key(2_000, low=50, high=60_000)
-    reopen_s: float = _key(1.0, low=0.1, high=60)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FrameTriggerConfig:
-    """Every frame that the camera delivers is one part; none is left out.
-
-    Attributes:
-        kind: `frame`.
-    """
-
-    kind: Literal["frame"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FreeRunConfig:
-    """The newest frame is judged, as often as the line can; frames that came meanwhile are no parts.
-
-    Attributes:
-        kind: `free`.
-        part_prefix: generated part ids begin with it.
-    """
-
-    kind: Literal["free"]
-    part_prefix: str = _key("part", pattern=r"[\w.-]{1,40}", form="1 to 40 letters, digits, `_`, `.` or `-`")
-
-
-CameraConfig = Union[FolderCameraConfig, OpenCvCameraConfig]  # noqa: UP007 - read at run time on Python 3.10
-TriggerConfig = Union[FrameTriggerConfig, FreeRunConfig]  # noqa: UP007
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,6 +338,8 @@ class AgentConfig:
         recipe: the recipe's name in every verdict; empty for none.
         camera: where frames come from.
         trigger: what makes a part.
+        line: how the line keeps its pace.
+        outputs: the fast result lines.
         engine: what runs the model.
         acceptance: when an engine may go live.
         policy: decision limits.
@@ -405,6 +358,8 @@ class AgentConfig:
     recipe: str = _key("", pattern=r"[\w.-]{0,64}", form="up to 64 letters, digits, `_`, `.` or `-`")
     camera: CameraConfig = _key()
     trigger: TriggerConfig = FrameTriggerConfig(kind="frame")
+    line: LineConfig = LineConfig()
+    outputs: OutputsConfig = OutputsConfig()
     engine: EngineConfig = EngineConfig()
     acceptance: AcceptanceConfig = AcceptanceConfig()
     policy: PolicyConfig = PolicyConfig()

@@ -1,0 +1,94 @@
+"""The line and its fast results in the configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from agent.typed_yaml import key as _key
+
+__all__ = [
+    "GpioOutputConfig",
+    "LineConfig",
+    "OutputsConfig",
+    "TcpOutputConfig",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LineConfig:
+    """How the line keeps its pace.
+
+    Attributes:
+        deadline_ms: a part without a verdict this long after its trigger is an `error` on `outputs`; its true verdict
+            still goes to the journal, marked late. Empty sets none.
+        result: `outputs` hear the result when it is `decided`, or only when it is `durable` on the disk.
+        ahead: parts that may be captured and prepared while the one before them is judged; 0 does one thing at a time.
+        pin_cores: cores that the line's threads run on; empty leaves that to the system.
+    """
+
+    deadline_ms: float | None = _key(None, low=1, high=3_600_000)
+    result: Literal["decided", "durable"] = "decided"
+    ahead: int = _key(1, low=0, high=16)
+    pin_cores: tuple[int, ...] = _key((), low=0, high=1_023)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GpioOutputConfig:
+    """Electrical result lines. Polarity is fail-safe: without power, or without us, all read as not ok.
+
+    Attributes:
+        chip: of the lines, `/dev/gpiochip0`.
+        ok: line that is active for an ok part only, while `valid` is; -1 is none.
+        not_ok: line that is active for any other decision; -1 is none.
+        valid: line that is active while a result stands; -1 is none.
+        ready: line that is active while a trigger will be taken; -1 is none.
+        busy: line that is active while a part is judged; -1 is none.
+        alive: line that is active while the agent works and has no fault; -1 is none.
+        strobe: line that is active during the exposure; -1 is none.
+        ack: input line by which the PLC takes a result; -1 holds results for `hold_ms`.
+        active_low: lines are active at 0 V.
+        hold_ms: how long a result stands without `ack`, and at most with it.
+    """
+
+    chip: str = _key("/dev/gpiochip0", pattern=r"/dev/[\w/-]{1,60}", form="a device such as /dev/gpiochip0")
+    ok: int = _key(-1, low=-1, high=1_023)
+    not_ok: int = _key(-1, low=-1, high=1_023)
+    valid: int = _key(-1, low=-1, high=1_023)
+    ready: int = _key(-1, low=-1, high=1_023)
+    busy: int = _key(-1, low=-1, high=1_023)
+    alive: int = _key(-1, low=-1, high=1_023)
+    strobe: int = _key(-1, low=-1, high=1_023)
+    ack: int = _key(-1, low=-1, high=1_023)
+    active_low: bool = False
+    hold_ms: float = _key(50.0, low=1, high=60_000)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TcpOutputConfig:
+    """Results as lines of text over TCP, to whoever is connected.
+
+    Attributes:
+        host: address to listen on; beyond loopback only where the configuration says so.
+        port: TCP port; that of `trigger: {kind: tcp}` answers on the trigger's connection.
+        ack_ms: a result that the PLC has not acknowledged by then is a fault that is told; 0 waits for none.
+    """
+
+    host: str = _key("127.0.0.1", pattern=r"[0-9a-fA-F.:]{2,45}", form="an IP address")
+    port: int = _key(5_020, low=1, high=65_535)
+    ack_ms: float = _key(0.0, low=0, high=60_000)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OutputsConfig:
+    """The fast result lines, which no broker can delay.
+
+    Attributes:
+        gpio: electrical lines; empty for none.
+        tcp: lines of text; empty for none.
+        settle_ms: from the strobe's start to the exposure.
+    """
+
+    gpio: GpioOutputConfig | None = None
+    tcp: TcpOutputConfig | None = None
+    settle_ms: float = _key(0.0, low=0, high=1_000)
