@@ -151,18 +151,20 @@ def _point(canvas: Any, rung: Rung, at: Place, *, is_chosen: bool) -> None:
 
 
 def _names(canvas: Any, rungs: Sequence[Rung], at: Place) -> None:
-    """Beside the points; one that would cover another is moved down."""
-    taken: list[tuple[int, int, int]] = []
-    for rung in sorted(rungs, key=lambda r: at(_ms(r), r.drop_points)[1]):
-        x, y = at(_ms(rung), rung.drop_points)
-        name = _ascii(rung.name)
-        (width, _), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)
+    """Beside the points; one that would cover another, or a point, is moved down and tied to its own by a line."""
+    points = {rung.name: at(_ms(rung), rung.drop_points) for rung in rungs}
+    taken = [(y + 4, x - 8, x + 8) for x, y in points.values()]
+    for name, (x, y) in sorted(points.items(), key=lambda item: (item[1][1], -item[1][0])):
+        shown = _ascii(name)
+        (width, _), _ = cv2.getTextSize(shown, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)
         left = x + 16 if x + 16 + width < WIDTH - 4 else x - 16 - width
         row = y + 4
         while any(abs(row - r) < 14 and left < end and start < left + width for r, start, end in taken):
             row += 14
         taken.append((row, left, left + width))
-        _text(canvas, name, (left, row), 0.42)
+        if row > y + 4:
+            cv2.line(canvas, (x, y + 7), (left - 3, row - 4), FAINT, 1, cv2.LINE_AA)
+        _text(canvas, shown, (left, row), 0.42)
 
 
 def _ascii(text: str) -> str:
