@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,10 @@ def pictures(n: int = 6, side: int = 96) -> Pictures:
     random = np.random.default_rng(3)
     coarse = random.integers(0, 255, (n, 6, 6, 3), dtype=np.uint8)
     images = [np.kron(each, np.ones((side // 6, side // 6, 1), dtype=np.uint8)) for each in coarse]
-    return Pictures(images=images, targets=np.arange(n, dtype=np.int64) % 2, is_grey=False)
+    masks = [np.zeros((side, side), dtype=np.uint8) for _ in images]
+    for i, mask in enumerate(masks):
+        mask[8 * i + 8 : 8 * i + 24, 30:60] = 255
+    return Pictures(images=images, targets=np.arange(n, dtype=np.int64) % 2, is_grey=False, masks=masks)
 
 
 def made(config: TrainConfig, size_px: int, view_px: int | None, epoch: int = 1) -> Batch:
@@ -37,7 +41,10 @@ def made(config: TrainConfig, size_px: int, view_px: int | None, epoch: int = 1)
     return batches.make(np.array([0, 1, 2, 3, 3, 4]), size_px, epoch, np.random.default_rng(5))
 
 
-@pytest.mark.parametrize("change", [{}, {"resize": "letterbox"}, {"window_px": 32}, {"mixup": 1.0}])
+WINDOW = {"window_px": 32, "masks": Path("masks")}
+
+
+@pytest.mark.parametrize("change", [{}, {"resize": "letterbox"}, WINDOW, {"mixup": 1.0}])
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_the_views_are_the_inputs_at_another_size(change: dict[str, Any], epoch: int) -> None:
     """The same crop, turn, light, covered square and blend; twice-drawn pictures of one batch too."""
