@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--student", dest="arch", metavar="ARCH", help="network to train (`defect-opt train --arch list` shows them)")
     add("--data", type=Path, metavar="DIR", help="labelled images: a folder per class, or splits.csv")
     add("--unlabelled", type=Path, metavar="DIR", help="more pictures; labels, if any, count for nothing")
-    add("--temperature", type=float, default=4.0, metavar="T", help="softens what both say before comparing (4)")
+    add("--temperature", type=float, default=2.0, metavar="T", help="softens what both say before comparing (2)")
     add(
         "--label-weight",
         type=float,

@@ -30,7 +30,7 @@ class Shares:
         feature_weight: of the features' distance, 0 to 1000, on top of both; 0 compares none.
     """
 
-    temperature: float = 4.0
+    temperature: float = 2.0
     label_weight: float = 0.1
     feature_weight: float = 0.0
 

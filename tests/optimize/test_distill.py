@@ -413,8 +413,8 @@ def test_a_checkpoint_of_another_lesson_is_refused(large: Path, parts: Path, tmp
 
     with pytest.raises(OptimizeError, match="is of a run with teacher"):
         distilled(loud, parts, out)
-    with pytest.raises(OptimizeError, match=r"is of a run with temperature 4\.0, this one has 2\.0"):
-        distilled(large, parts, out, shares=Shares(temperature=2.0))
+    with pytest.raises(OptimizeError, match=r"is of a run with temperature 2\.0, this one has 4\.0"):
+        distilled(large, parts, out, shares=Shares(temperature=4.0))
     with pytest.raises(OptimizeError, match=r"this one has None"):
         train(QUICK, read_dataset(parts), out)
 

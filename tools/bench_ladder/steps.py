@@ -42,8 +42,15 @@ def ladder_recipe(dataset: Dataset, ok: str | None = None) -> Recipe:
     return Recipe(name="ladder", data=dataset.root, calib=dataset.root, classes=classes)
 
 
-def distilled(source: str, config: TrainConfig, dataset: Dataset, shares: Shares | None = None) -> PlannedRung:
-    """A smaller network that learns what the one above says."""
+def distilled(
+    source: str,
+    config: TrainConfig,
+    dataset: Dataset,
+    shares: Shares | None = None,
+    *,
+    unlabelled: Dataset | None = None,
+) -> PlannedRung:
+    """A smaller network that learns what the one above says, of other pictures too where there are some."""
     weighed = shares or Shares()
 
     def make(teacher: Path, folder: Path) -> Path:
@@ -51,7 +58,7 @@ def distilled(source: str, config: TrainConfig, dataset: Dataset, shares: Shares
             config,
             open_teacher([teacher]),
             weighed,
-            Source(labelled=dataset),
+            Source(labelled=dataset, unlabelled=unlabelled),
             folder / "model.onnx",
             _told("distilled"),
         )
@@ -59,6 +66,8 @@ def distilled(source: str, config: TrainConfig, dataset: Dataset, shares: Shares
 
     told = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("weights", "masks")}
     reads = {"config": str(told), "shares": str(weighed)}
+    if unlabelled is not None:
+        reads["unlabelled"] = str(len(unlabelled))
     return PlannedRung(name="distilled", source=source, make=make, reads=reads)
 
 
