@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["tile_part"]
 
-KEEP = (0.8, 0.6)
+KEEP = (0.8,)
 
 
 def tile_part(
