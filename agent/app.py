@@ -9,38 +9,41 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import math
-import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
-from agent import __version__
 from agent.acceptance import (
     ACCEPT_AGAIN,
-    Acceptance,
+    Admission,
     EngineWatch,
     GoldenReplay,
-    accepted_of,
+    admit,
     reference_graph,
-    refuse_refused,
+    require_acceptance,
 )
 from agent.bundle import Bundle, open_bundle
-from agent.cameras import open_camera
-from agent.config import AgentConfig
-from agent.engines import BEFORE_BUILD, Engine, open_cache, open_engine
+from agent.cameras import Camera, open_camera, open_view
+from agent.config import AgentConfig, FrameTriggerConfig, FreeRunConfig, LineConfig
+from agent.cores import beside, line_cores, running_on
+from agent.engines import BEFORE_BUILD, OpenedEngine, goes_live, open_cache, open_engine
 from agent.errors import JournalError, NotDurable
-from agent.frame import Stamp
+from agent.face import Face
 from agent.health import Heartbeat, clock_synced, notify
 from agent.inspection import Inspector
 from agent.journal import Journal
 from agent.log import log_event
-from agent.messages import MetricsMessage, StatusMessage, rfc3339
+from agent.outputs import FastPath, open_outputs
 from agent.publisher import Publisher
+from agent.roi import Roi, configured_size
 from agent.station import Station
-from agent.triggers import open_trigger
-from agent.verdict import policy_from_config
+from agent.triggers import Trigger, open_trigger
+from agent.verdict import Verdict, policy_from_config
+from agent.views import PartVerdict, View, ViewCameras, joined_by, judge_from_config
 
 __all__ = ["Summary", "run_station"]
 
@@ -52,6 +55,12 @@ DRAIN_PATIENCE_S = 5.0
 
 WATCHED_GOLDENS = 20
 """Golden pictures that are replayed while the line runs; `accept` replays all."""
+
+SWITCH_S = 0.0005
+"""How long a thread may compute in Python while another one waits to."""
+
+BUFFERS_BESIDE = 2
+"""Inputs beside those that wait: one in the engine, one being prepared."""
 
 BUILD_S = 7_200
 """How long an engine may be compiled at a start (systemd: EXTEND_TIMEOUT_USEC): TensorRT's slowest level takes over an
@@ -90,41 +99,57 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
         AgentError: something can't be opened, or the engine was not accepted; or JournalError: verdicts can't be made
             durable any more.
     """
+    cores = line_cores(config.line.pin_cores)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_prompt_threads())
         bundle = open_bundle(config.bundle)
-        accepted = accepted_of(config, bundle)
-        engine = open_engine(bundle, config.engine, cache=open_cache(config), building=_tell_building, is_live=True)
+        require_acceptance(config, bundle)
+        with running_on(cores):
+            engine = open_engine(bundle, config.engine, cache=open_cache(config), building=_tell_building)
         stack.callback(engine.close)
-        refuse_refused(config, bundle, engine)
-        inspector = Inspector(bundle, engine, pixel_mm=config.policy.pixel_mm)
-        policy = policy_from_config(config.policy, bundle.manifest)
-        journal = Journal.open(
-            config.journal,
-            state_dir=config.state_dir,
-            station=config.station,
-            clock_state=clock_synced,
-            recipe=config.recipe,
-            publish=config.mqtt is not None,
+        admission = admit(config, bundle, engine)
+        goes_live(engine, open_cache(config))
+        roi = None if config.roi is None else Roi(config.roi, frame_size=configured_size(config.camera))
+        line = _pace(config)
+        inspector = Inspector(
+            bundle, engine, pixel_mm=config.policy.pixel_mm, roi=roi, buffers=line.ahead + BUFFERS_BESIDE
         )
+        policy = policy_from_config(config.policy, bundle.manifest)
+        views = judge_from_config(config, bundle, engine) if config.views else None
+        with running_on(beside(cores)):
+            journal = Journal.open(
+                config.journal,
+                state_dir=config.state_dir,
+                station=config.station,
+                clock_state=clock_synced,
+                recipe=config.recipe,
+                publish=config.mqtt is not None,
+            )
         stack.enter_context(_closing(journal))
-        camera = open_camera(config.camera, trigger=config.trigger, is_judged=journal.is_judged)
-        stack.callback(camera.close)
-        _tell_changed(journal, engine, accepted)
-        face = _Face(config, bundle, engine.name, journal)
+        with running_on(cores):
+            camera, trigger, fast = _open_line(config, journal, stack)
+        _tell_changed(journal, engine, admission)
+        face = Face(config, bundle, engine.name, journal, fault=fast.fault)
         heartbeat = Heartbeat(stuck_s=config.watchdog.stuck_s)
-        with _publishing(config, journal, face) as publisher:
-            watch = _watch(config, bundle, engine, accepted, lambda fault: face.engine_changed(fault, publisher, stop))
+        with _publishing(config, journal, face, beside(cores)) as publisher, running_on(cores):
+            watch = _watch(config, bundle, engine, admission, lambda *told: face.engine_changed(*told, stop=stop))
             station = Station(
-                trigger=open_trigger(config.trigger, camera),
+                trigger=trigger,
                 camera=camera,
                 inspector=inspector,
                 policy=policy,
+                views=views,
                 journal=journal,
+                fast=fast,
+                line=line,
                 beat=heartbeat.beat,
-                camera_changed=lambda reason: face.camera_changed(reason, publisher),
-                between=lambda judged: watch.turn(judged=judged),
+                changed=face.changed,
+                between=lambda verdict: _between(watch, face, verdict),
             )
+            face.late = lambda: station.late
             watch.start()
+            gc.collect()
+            gc.freeze()  # what is there now stays: nobody has to look through it again while parts come
             if face.stopped is None:
                 log_event(log, "ready", station=config.station, bundle=inspector.ref.name, engine=engine.name)
                 notify("READY=1", f"STATUS={bundle.manifest.name} on {engine.name}")
@@ -145,24 +170,101 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
     return summary
 
 
+@contextlib.contextmanager
+def _prompt_threads() -> Iterator[None]:
+    """A thread that comes back from the engine, the disk or the network gets on sooner than after Python's 5 ms."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+        gc.unfreeze()
+
+
+def _open_line(
+    config: AgentConfig, journal: Journal, stack: contextlib.ExitStack
+) -> tuple[Camera | ViewCameras, Trigger, FastPath]:
+    """Cameras, trigger and fast outputs; on the stack in the order in which they are to be closed."""
+    camera = _open_cameras(config, journal, strobe=lambda on: fast.exposing(is_exposing=on))
+    stack.callback(camera.close)
+    trigger = open_trigger(config.trigger, camera)
+    stack.callback(trigger.close)
+    fast = FastPath(open_outputs(config.outputs, trigger), deadline_ms=config.line.deadline_ms)
+    stack.callback(fast.close)
+    return camera, trigger, fast
+
+
+def _open_cameras(config: AgentConfig, journal: Journal, *, strobe: Callable[[bool], None]) -> Camera | ViewCameras:
+    """The station's camera, or all that look at a part together; the first one lights the strobe for all of them."""
+
+    def light(is_exposing: bool) -> None:
+        if is_exposing or not config.views:  # of several views the line ends it, once all have exposed
+            strobe(is_exposing)
+
+    first = open_camera(
+        config.camera,
+        trigger=config.trigger,
+        is_judged=journal.is_judged,
+        settle_ms=config.outputs.settle_ms,
+        strobe=light,
+    )
+    if not config.views:
+        return first
+    with contextlib.ExitStack() as opened:
+        opened.callback(first.close)
+        join = joined_by(config)
+        further = []
+        for view in config.views:
+            delay_ms = view.delay_ms + getattr(config.trigger, "delay_ms", 0.0)
+            camera = open_view(view.camera, delay_ms=delay_ms, window_ms=view.window_ms, is_judged=journal.is_judged)
+            opened.callback(camera.close)
+            further.append(View(name=view.name, camera=camera, delay_ms=view.delay_ms, window_ms=view.window_ms))
+        opened.pop_all()
+    return ViewCameras(first, further, join=join)
+
+
+def _pace(config: AgentConfig) -> LineConfig:
+    """The newest frame of a free run would grow old while it waits; and no trigger may wait where none is to."""
+    ahead = config.line.ahead
+    if isinstance(config.trigger, FreeRunConfig):
+        ahead = 0
+    elif not isinstance(config.trigger, FrameTriggerConfig):
+        ahead = min(ahead, config.trigger.waiting)
+    return dataclasses.replace(config.line, ahead=ahead)
+
+
+def _between(watch: EngineWatch, face: Face, verdict: Verdict | None) -> None:
+    """After each step, on the line's thread: what would delay a part waits until there is none."""
+    if isinstance(verdict, PartVerdict):
+        watch.hear(*(view.verdict.inspection for view in verdict.views))
+    elif verdict is not None:
+        watch.hear(verdict.inspection)
+    watch.turn(judged=verdict is not None)
+    if verdict is None:
+        face.idle()
+
+
 def _watch(
     config: AgentConfig,
     bundle: Bundle,
-    engine: Engine,
-    accepted: Acceptance | None,
-    changed: Callable[[str | None], None],
+    engine: OpenedEngine,
+    admission: Admission,
+    changed: Callable[[str | None, bool], None],
 ) -> EngineWatch:
     graph = reference_graph(bundle, engine, config.engine)
     replay = GoldenReplay(bundle, engine, graph, config.policy, limit=WATCHED_GOLDENS)
-    return EngineWatch(replay, engine, accepted, config.acceptance, changed=changed)
+    return EngineWatch(replay, engine, admission.accepted, config.acceptance, changed=changed)
 
 
-def _tell_changed(journal: Journal, engine: Engine, accepted: Acceptance | None) -> None:
+def _tell_changed(journal: Journal, engine: OpenedEngine, admission: Admission) -> None:
     """Another TensorRT, driver or option than at acceptance: no fault by itself, but nobody has accepted it."""
-    if accepted is not None and accepted.engine != engine.name and accepted.kind == engine.kind:
-        text = f"the engine is {engine.name}, accepted was {accepted.engine}: {ACCEPT_AGAIN}"
-        journal.event("engine_not_accepted", "warning", text, engine=engine.name, accepted=accepted.engine)
-        log_event(log, "engine_not_accepted", logging.WARNING, engine=engine.name, accepted=accepted.engine)
+    accepted, differs = admission.accepted, "; ".join(admission.differs)
+    if accepted is not None and differs:
+        text = f"the engine is {engine.name}, accepted was {accepted.engine} ({differs}): {ACCEPT_AGAIN}"
+        same = {"engine": engine.name, "accepted": accepted.engine, "differs": differs}
+        journal.event("engine_not_accepted", "warning", text, **same)
+        log_event(log, "engine_not_accepted", logging.WARNING, **same)
 
 
 def _tell_building(phase: str, _step: int, _steps: int) -> None:
@@ -185,7 +287,7 @@ def _closing(journal: Journal) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _publishing(config: AgentConfig, journal: Journal, face: _Face) -> Iterator[Publisher | None]:
+def _publishing(config: AgentConfig, journal: Journal, face: Face, cores: frozenset[int]) -> Iterator[Publisher | None]:
     if config.mqtt is None:
         yield None
         return
@@ -197,7 +299,9 @@ def _publishing(config: AgentConfig, journal: Journal, face: _Face) -> Iterator[
         metrics=face.metrics,
         tell_event=journal.event,
     )
-    publisher.start()
+    face.tell_status = publisher.status_changed
+    with running_on(cores):
+        publisher.start()
     try:
         yield publisher
     finally:
@@ -215,74 +319,3 @@ def _drain(journal: Journal, stop: threading.Event, heartbeat: Heartbeat, *, lon
         heartbeat.beat()
         if (now_left := journal.outbox.depth()) < left:
             left, moved_at = now_left, time.monotonic()
-
-
-class _Face:
-    """What the station says of itself: status and metrics."""
-
-    def __init__(self, config: AgentConfig, bundle: Bundle, engine: str, journal: Journal) -> None:
-        self._config, self._bundle, self._engine, self._journal = config, bundle, engine, journal
-        self._since = self._started = Stamp.now()
-        self._fault: str | None = None
-        self._engine_fault: str | None = None
-        self.stopped: str | None = None
-
-    def engine_changed(self, fault: str | None, publisher: Publisher | None, stop: threading.Event) -> None:
-        """Tell the plant that the engine is not what was accepted, or is again; end the line where that is wanted."""
-        if fault is not None and self._config.acceptance.on_change == "stop":
-            self.stopped = fault
-            stop.set()
-        self._engine_fault, self._since = fault, Stamp.now()
-        if fault is None:
-            self._journal.event("engine_as_accepted", "info", f"{self._engine}: as accepted again", engine=self._engine)
-            log_event(log, "engine_as_accepted", engine=self._engine)
-        else:
-            self._journal.event("engine_degraded", "alarm", fault, engine=self._engine)
-            log_event(log, "engine_degraded", logging.ERROR, engine=self._engine, reason=fault)
-        if publisher is not None:
-            publisher.status_changed()
-
-    def camera_changed(self, reason: str | None, publisher: Publisher | None) -> None:
-        """Tell the plant once that the camera is lost, and once that it is back."""
-        self._fault, self._since = reason, Stamp.now()
-        name = self._config.camera.name
-        if reason is None:
-            self._journal.event("camera_found", "info", f"camera {name} delivers again", camera=name)
-            log_event(log, "camera_found", camera=name)
-        else:
-            self._journal.event("camera_lost", "alarm", f"camera {name}: {reason}", camera=name)
-            log_event(log, "camera_lost", logging.ERROR, camera=name, reason=reason)
-        if publisher is not None:
-            publisher.status_changed()
-
-    def status(self) -> StatusMessage:
-        """The retained status as it is now."""
-        camera = None if self._fault is None else f"camera {self._config.camera.name}: {self._fault}"
-        faults = [fault for fault in (camera, self._engine_fault) if fault is not None]
-        return StatusMessage(
-            station=self._config.station,
-            state="degraded" if faults else "online",
-            reason="; ".join(faults) or "running",
-            since=rfc3339(self._since.utc_ms),
-            time=rfc3339(Stamp.now().utc_ms),
-            boot=self._journal.boot,
-            version=__version__,
-            bundle=f"{self._bundle.manifest.name}-{self._bundle.manifest.version}",
-            bundle_digest=self._bundle.digest,
-            engine=self._engine,
-            counters=dict(self._journal.stats().by_decision),
-        )
-
-    def metrics(self) -> MetricsMessage:
-        """The numbers of the moment."""
-        stats, now = self._journal.stats(), Stamp.now()
-        return MetricsMessage(
-            station=self._config.station,
-            time=rfc3339(now.utc_ms),
-            uptime_s=round((now.mono_ns - self._started.mono_ns) / 1e9, 1),
-            counters=dict(stats.by_decision),
-            outbox=stats.outbox,
-            journal_pending=stats.pending,
-            evidence_bytes=stats.evidence_bytes,
-            disk_free_bytes=shutil.disk_usage(self._config.state_dir).free,
-        )

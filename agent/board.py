@@ -1,7 +1,7 @@
 """The board under us: which one it is, its power mode, clocks, temperatures, throttling and memory.
 
-Everything comes from files of the kernel; one command is asked, where it exists: `nvpmodel -q` (`vcgencmd
-get_throttled` on a Raspberry Pi whose kernel has no file for it). What can't be read is absent from the answer, never
+Everything comes from files; few commands are asked, where they exist: `nvpmodel -q`, `vcgencmd get_throttled` on a
+Raspberry Pi whose kernel has no file for it, `dpkg-query` on a Jetson without its release file. What can't be read is absent from the answer, never
 0: a temperature of 0.0 that stands for "no sensor" is a lie that looks like data.
 
 | what | where | source |
@@ -15,6 +15,8 @@ get_throttled` on a Raspberry Pi whose kernel has no file for it). What can't be
 | throttling on a Pi | soc:firmware/get_throttled, hexadecimal; bits in `PI_FLAGS` | raspberrypi.com, computers/os, get_throttled |
 | throttling on x86 | /sys/devices/system/cpu/cpu*/thermal_throttle/package_throttle_count | kernel, ABI sysfs-devices-system-cpu |
 | power mode | nvpmodel -q, else /var/lib/nvpmodel/status | NVIDIA's Jetson Linux Developer Guide |
+| GPU driver on a Jetson | /etc/nv_tegra_release, else the package nvidia-l4t-core | the same |
+| GPU driver elsewhere | /proc/driver/nvidia/version | NVIDIA's driver, README, "The /proc file system interface" |
 """  # noqa: E501 - a table
 
 from __future__ import annotations
@@ -118,6 +120,23 @@ class Board:
             return found[1]
         found = re.search(r"pmode:(\d+)", _text(self._path("var/lib/nvpmodel/status")) or "")
         return str(int(found[1])) if found else None
+
+    def gpu_driver(self) -> str | None:
+        """NVIDIA's driver: its version, `535.129.03`; on a Jetson the release that it is a part of, `R36.4.3`.
+
+        None where there is none, and when nothing can be read.
+        """
+        if self.kind == "jetson":
+            told = _text(self._path("etc/nv_tegra_release")) or ""
+            found = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)", told)
+            if found:
+                return f"R{found[1]}.{found[2]}"
+            package = (_command("dpkg-query", "-W", "-f=${Version}", "nvidia-l4t-core") or "").partition("-")[0].strip()
+            if package:
+                return f"R{package}"
+        told = _text(self._path("proc/driver/nvidia/version")) or ""
+        found = re.search(r"(?m)^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)*)\s", told)
+        return found[1] if found else None
 
     def sample(self) -> Sample:
         """What can be read now; some milliseconds."""

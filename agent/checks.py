@@ -6,24 +6,29 @@ it makes when it is absent, as `run` would.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from agent.acceptance import ACCEPT_AGAIN, accepted_in, reference_graph, refused_in
+from agent.acceptance import ACCEPT_AGAIN, check_admission, reference_graph
 from agent.bundle import Bundle, is_as_recorded, open_bundle
-from agent.cameras import open_camera
+from agent.cameras import Camera, open_camera, open_view
 from agent.checks_device import Finding, device_findings, is_tensorrt_wanted
-from agent.config import AgentConfig, read_config
+from agent.config import AgentConfig, FrameTriggerConfig, RoiConfig, ViewConfig, read_config
+from agent.cores import line_cores
 from agent.engines import Engine, fell_back, open_cache, open_engine
 from agent.errors import AgentError, ConfigError
 from agent.frame import Fault, Part, Stamp
 from agent.health import clock_synced
+from agent.outputs import open_outputs
 from agent.publisher import probe
+from agent.roi import NotFound, Roi
+from agent.triggers import open_trigger
 from agent.verdict import policy_from_config
 
 __all__ = ["Finding", "check_station"]
@@ -49,9 +54,13 @@ def check_station(path: Path, *, with_camera: bool = True, with_broker: bool = T
     yield Finding(subject="config", level="ok", text=f"{path}: station {config.station}")
     yield from _guarded("disk", lambda: _disk(config))
     yield from _guarded("clock", _clock)
+    yield from _guarded("pace", lambda: _pace(config))
     yield from _bundle_and_engine(config)
     if with_camera:
         yield from _guarded("camera", lambda: _camera(config))
+        for view in config.views:
+            yield from _guarded("camera", lambda view=view: _view(config, view))  # type: ignore[misc]
+        yield from _guarded("trigger", lambda: _trigger_and_outputs(config))
     if with_broker:
         yield from _guarded("broker", lambda: _broker(config))
 
@@ -147,12 +156,14 @@ def _bundle_and_engine(config: AgentConfig) -> Iterator[Finding]:
         for finding in _device(config, bundle):
             is_compiled = is_compiled and (finding.subject != "cache" or finding.level == "ok")
             yield finding
+    identity: dict[str, str] = {}
     if is_compiled:
-        yield from _guarded("engine", lambda: _engine(bundle, config))
+        yield from _guarded("engine", lambda: _engine(bundle, config, identity))
     else:
         text, remedy = "not tried: it is not compiled yet", "defect-agent build-engine, then check again"
         yield Finding(subject="engine", level="warn", text=text, remedy=remedy)
-    yield from _guarded("accept", lambda: _accepted(bundle, config))
+        identity.update(_identity(bundle, config))
+    yield from _guarded("accept", lambda: _accepted(bundle, config, identity))
 
 
 def _device(config: AgentConfig, bundle: Bundle) -> Iterator[Finding]:
@@ -162,24 +173,32 @@ def _device(config: AgentConfig, bundle: Bundle) -> Iterator[Finding]:
         yield _failed("gpu", error, "see the message")
 
 
-def _accepted(bundle: Bundle, config: AgentConfig) -> Finding:
-    """What `defect-agent accept` said of this bundle on this device, if it was asked."""
-    refused = refused_in(config.state_dir, bundle.digest)
-    accepted = accepted_in(config.state_dir, bundle.digest)
-    if refused is not None:
-        text = f"refused on {refused.time[:10]}: {'; '.join(refused.problems)}"
-        return Finding(
-            subject="accept",
-            level="fail",
-            text=text,
-            remedy=f"mend that, or put the earlier bundle back; then {ACCEPT_AGAIN}",
-        )
+def _identity(bundle: Bundle, config: AgentConfig) -> Mapping[str, str]:
+    """What the TensorRT engine would be, which is not compiled yet; empty where nobody can say."""
+    from agent.engines.trt_open import identity_here
+
+    with contextlib.suppress(AgentError):
+        return identity_here(bundle, config.engine)
+    return {}
+
+
+def _accepted(bundle: Bundle, config: AgentConfig, identity: Mapping[str, str]) -> Finding:
+    """What `defect-agent accept` said of this bundle on the engine that would run, and so whether `run` would start.
+
+    Raises:
+        ConfigError: it would not; the reason and the remedy.
+    """
+    if not identity:
+        text, remedy = "not compared: nobody knows which engine would run", "mend the engine first"
+        return Finding(subject="accept", level="warn", text=text, remedy=remedy)
+    admission = check_admission(config, bundle, identity)
+    accepted = admission.accepted
+    if accepted is not None and admission.differs:
+        text = f"accepted on {accepted.time[:10]} was another engine ({'; '.join(admission.differs)})"
+        return Finding(subject="accept", level="warn", text=text, remedy=ACCEPT_AGAIN)
     if accepted is not None:
         text = f"accepted on {accepted.time[:10]}: {accepted.engine}, {accepted.p50_ms:.1f} ms"
         return Finding(subject="accept", level="ok", text=text)
-    if config.acceptance.required:
-        text = "this bundle was not accepted on this device, and acceptance.required says that it must be"
-        return Finding(subject="accept", level="fail", text=text, remedy=ACCEPT_AGAIN)
     text = "this bundle was not accepted on this device: nothing tells when its engine gets slow"
     if config.engine.kind == "trt":
         return Finding(subject="accept", level="warn", text=text, remedy=ACCEPT_AGAIN)
@@ -213,8 +232,10 @@ def _policy_of_detector(bundle: Bundle, config: AgentConfig, text: str) -> Findi
     return Finding(subject="policy", level="ok", text=text)
 
 
-def _engine(bundle: Bundle, config: AgentConfig) -> Finding:
+def _engine(bundle: Bundle, config: AgentConfig, identity: dict[str, str]) -> Finding:
+    """Open it and replay the goldens; `identity` gets what it is."""
     engine = open_engine(bundle, config.engine, cache=open_cache(config))
+    identity.update(engine.identity)
     try:
         found = _golden(bundle, engine, reference_graph(bundle, engine, config.engine))
     finally:
@@ -254,8 +275,57 @@ def _golden(bundle: Bundle, engine: Engine, kind: str) -> Finding:
     return Finding(subject="engine", level="ok", text=f"{text}, {every} as at the build")
 
 
+def _pace(config: AgentConfig) -> Finding:
+    """Whether the threads that compute have a core each."""
+    pinned = line_cores(config.line.pin_cores)
+    cores = pinned or os.sched_getaffinity(0)
+    reading = not isinstance(config.trigger, FrameTriggerConfig) or config.line.ahead > 0
+    threads = config.engine.threads + len(config.views) + reading
+    text = f"{threads} threads of engine and cameras on {len(cores)} cores{' of their own' if pinned else ''}"
+    if config.engine.threads > len(cores):
+        return Finding(
+            subject="pace",
+            level="warn",
+            text=f"{text}: the engine waits for itself",
+            remedy=f"set engine.threads to {len(cores)} at most; one takes half the CPU of two and is steadier",
+        )
+    return Finding(subject="pace", level="ok", text=text)
+
+
+def _trigger_and_outputs(config: AgentConfig) -> Finding:
+    """Open lines and addresses, and give them back; the camera is only asked by triggers that are frames."""
+    with contextlib.ExitStack() as opened:
+        trigger = open_trigger(config.trigger, _NoCamera())
+        opened.callback(trigger.close)
+        outputs = open_outputs(config.outputs, trigger)
+        for output in outputs:
+            opened.callback(output.close)
+    names = ", ".join(name for name in ("gpio", "tcp") if getattr(config.outputs, name) is not None)
+    text = f"{config.trigger.kind}; fast results over {names or 'nothing: MQTT alone tells the plant'}"
+    return Finding(subject="trigger", level="ok", text=text)
+
+
+class _NoCamera:
+    """Has no frames."""
+
+    name, ended, upcoming = "none", True, None
+
+    def poll(self, timeout_s: float) -> bool:  # noqa: ARG002 - the port's
+        return False
+
+
+def _view(config: AgentConfig, view: ViewConfig) -> Finding:
+    delay_ms = view.delay_ms + getattr(config.trigger, "delay_ms", 0.0)
+    camera = open_view(view.camera, delay_ms=delay_ms, window_ms=view.window_ms, is_judged=lambda _part: False)
+    return _first_picture(camera, f"view {view.name}: {camera.name}", view.roi)
+
+
 def _camera(config: AgentConfig) -> Finding:
     camera = open_camera(config.camera, trigger=config.trigger, is_judged=lambda _part: False)
+    return _first_picture(camera, camera.name, config.roi)
+
+
+def _first_picture(camera: Camera, name: str, roi: RoiConfig | None) -> Finding:
     try:
         start = time.monotonic()
         part = Part(id="check", trigger="check", sequence=1, triggered=Stamp.now())
@@ -263,7 +333,7 @@ def _camera(config: AgentConfig) -> Finding:
             return Finding(
                 subject="camera",
                 level="fail",
-                text=f"{camera.name}: no picture within {FIRST_FRAME_S:g} s ({camera.lost or 'and no reason why'})",
+                text=f"{name}: no picture within {FIRST_FRAME_S:g} s ({camera.lost or 'and no reason why'})",
                 remedy="is it plugged in, switched on, and not in use by another program?",
             )
         frame = camera.read(part)
@@ -271,15 +341,23 @@ def _camera(config: AgentConfig) -> Finding:
             return Finding(
                 subject="camera",
                 level="warn",
-                text=f"{camera.name}: {frame.reason}",
+                text=f"{name}: {frame.reason}",
                 remedy="such a picture gives an `error` verdict",
+            )
+        region = None if roi is None else Roi(roi).take(frame.image)
+        if isinstance(region, NotFound):
+            return Finding(
+                subject="camera",
+                level="warn",
+                text=f"{name}: {region.reason}",
+                remedy="such a part goes to review; lay one as it should lie, or mend roi.locate",
             )
         height, width = frame.image.shape[:2]
         seconds = time.monotonic() - start
         return Finding(
             subject="camera",
             level="ok",
-            text=f"{camera.name}: {width} x {height} px from {frame.source} after {seconds:.2f} s",
+            text=f"{name}: {width} x {height} px from {frame.source} after {seconds:.2f} s",
         )
     finally:
         camera.close()

@@ -64,7 +64,7 @@ def device_findings(config: AgentConfig, bundle: Bundle | None, root: Path = Pat
     level: Level = "fail" if config.engine.kind == "trt" else "warn"
     api, found = _module(level)
     yield found
-    device, found = _gpu(config, level)
+    device, found = _gpu(config, board, level)
     yield found
     if device is None:
         yield _nodes(board, root, level)
@@ -127,7 +127,7 @@ def _user() -> str:
         return str(os.geteuid())
 
 
-def _gpu(config: AgentConfig, level: Level) -> tuple[Device | None, Finding]:
+def _gpu(config: AgentConfig, board: Board, level: Level) -> tuple[Device | None, Finding]:
     from agent.engines.device import open_device
 
     try:
@@ -136,6 +136,8 @@ def _gpu(config: AgentConfig, level: Level) -> tuple[Device | None, Finding]:
         return None, _missing("gpu", level, error)
     major, minor = device.compute_capability
     text = f"{device.name} (SM {major}.{minor}), {device.memory_bytes / 1e9:.1f} GB, {device.library}"
+    if (driver := board.gpu_driver()) is not None:
+        text += f", driver {driver}"
     return device, Finding(subject="gpu", level="ok", text=text)
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "Milliseconds",
     "StatusMessage",
     "VerdictMessage",
+    "ViewMessage",
     "rfc3339",
     "to_json",
 ]
@@ -50,6 +51,23 @@ class FindingMessage:
     box: tuple[float, float, float, float] | None
     size_mm: float | None = None
     zone: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ViewMessage:
+    """What one of several cameras alone would have decided.
+
+    Attributes:
+        name: of the view.
+        decision: `ok`, `defect`, `review` or `error`.
+        class_: on the wire `class`; the class that decided, or null.
+        score: defect score, 0 to 1, or null.
+    """
+
+    name: str
+    decision: str
+    class_: str | None
+    score: float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +125,8 @@ class VerdictMessage:
         ms: milliseconds per stage.
         chain: hash of this record and the chain before it (hex), or null until the journal keeps one.
         replayed: true when sent again on request.
+        views: one per camera where several see a part, the first camera first; the worst one is the part's decision.
+        late_ms: how long after its deadline the part was decided (the fast outputs were told `error` then), or null.
     """
 
     schema: int = 1
@@ -137,11 +157,18 @@ class VerdictMessage:
     ms: Milliseconds
     chain: str | None = None
     replayed: bool = False
+    late_ms: float | None = None
+    views: tuple[ViewMessage, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StatusMessage:
-    """`ROOT/status`, QoS 1, retained; `offline` is also the last will."""
+    """`ROOT/status`, QoS 1, retained; `offline` is also the last will.
+
+    Attributes:
+        ledger: `triggers`, `ok`, `defect`, `review`, `error`, `pending`: the first is the sum of the others, always;
+            beside them `refused`, which are errors too.
+    """
 
     schema: int = 1
     station: str
@@ -155,6 +182,7 @@ class StatusMessage:
     bundle_digest: str | None
     engine: str | None
     counters: dict[str, int]
+    ledger: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +208,14 @@ class EventMessage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsMessage:
-    """`ROOT/metrics`, QoS 0, every few seconds."""
+    """`ROOT/metrics`, QoS 0, every few seconds.
+
+    Attributes:
+        ledger: as in the status.
+        late: parts of this run that were decided after their deadline.
+        throttled: what holds the board back now (heat, a weak power supply), in words; empty when nothing does.
+        temperature_c: of the hottest sensor, or null where the board tells none.
+    """
 
     schema: int = 1
     station: str
@@ -191,6 +226,10 @@ class MetricsMessage:
     journal_pending: int
     evidence_bytes: int
     disk_free_bytes: int
+    ledger: dict[str, int] = dataclasses.field(default_factory=dict)
+    late: int = 0
+    throttled: tuple[str, ...] = ()
+    temperature_c: float | None = None
 
 
 Message = VerdictMessage | StatusMessage | EventMessage | MetricsMessage

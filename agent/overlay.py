@@ -1,7 +1,8 @@
 """A verdict drawn on its picture, for people: `inspect --overlay`, and the contact sheet of the demo.
 
 The frame's colour is the decision, and the word stands beside it. On flagged parts the heatmap lies over the picture,
-stronger where the score comes from, or the findings' boxes; zones are thin lines.
+stronger where the score comes from, or the findings' boxes; zones are thin lines, and so is the outline of what the
+model saw where that is not the whole frame. Everything is in the frame's pixels.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _HEAT = 0.55
 """How much of the hottest spot is colour and no longer picture, 0 to 1."""
 
+_OUTLINE, _OUTLINE_UNDER = (255, 255, 255), (0, 0, 0)
+_PARTS = 16
+"""OpenCV's `shift=4`: sixteenths of a pixel."""
+
 
 def draw_overlay(verdict: Verdict, *, side_px: int = 480) -> NDArray[np.uint8]:
     """Draw a verdict: border and banner in the decision's colour, class and score, part, boxes and heatmap.
@@ -38,6 +43,7 @@ def draw_overlay(verdict: Verdict, *, side_px: int = 480) -> NDArray[np.uint8]:
     """
     colour = COLOURS_BGR[verdict.decision]
     canvas, scale = _canvas(verdict, side_px)
+    _draw_outline(canvas, verdict, scale)
     draw_marks(canvas, verdict, scale)
     border = max(side_px // 80, 2)
     framed = cv2.copyMakeBorder(canvas, border, border, border, border, cv2.BORDER_CONSTANT, value=colour)
@@ -61,6 +67,17 @@ def _canvas(verdict: Verdict, side_px: int) -> tuple[Any, tuple[float, float]]:
     card = np.full((size[1], max(size[0], side_px // 2), 3), _DARK, dtype=np.uint8)
     card[:, : size[0]] = picture
     return card, (size[0] / width, size[1] / height)
+
+
+def _draw_outline(canvas: Any, verdict: Verdict, scale: tuple[float, float]) -> None:
+    """Of the region of interest, with its top side marked, as it may be turned."""
+    region = verdict.inspection.region
+    if region is None:
+        return
+    points = np.round(np.array(region.outline()) * scale * _PARTS).astype(np.int32)
+    for colour, thick in ((_OUTLINE_UNDER, 3), (_OUTLINE, 1)):
+        cv2.polylines(canvas, [points], isClosed=True, color=colour, thickness=thick, lineType=cv2.LINE_AA, shift=4)
+    cv2.line(canvas, points[0], points[1], _OUTLINE, 2, cv2.LINE_AA, shift=4)
 
 
 def _heated(picture: Any, heatmap: NDArray[np.float32]) -> Any:

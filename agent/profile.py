@@ -2,8 +2,9 @@
 
 A profile is keyed by the structure digest that `defect-opt` writes into each graph's metadata (`structure`): it leaves
 the values of the weights out, so a network that is trained longer keeps its timing. All graphs are timed in turn, each
-round in the opposite order, so that a busy moment slows all of them alike; what is timed is inference alone, through
-the engine that runs the line.
+round in the opposite order; what is timed is inference alone, through the engine that runs the line. On one thread
+it is the thread's own CPU time, which on a quiet machine is all the time that passes: on a busy one a long inference
+is interrupted and a short one is not (the same pair was once 7.6 and once 28 times as fast), in any order of rounds.
 
 The file is data from another machine, so it is read strictly: an unknown key, a missing one, a value that is no number
 or another version is refused in one sentence.
@@ -70,10 +71,11 @@ class GraphTiming:
 
     Attributes:
         file: which file it was timed in; a bundle's graph as `neu-1.0.0.defect:model.cpu.onnx`.
-        p50_ms: median of inference alone, in milliseconds.
+        p50_ms: median of inference alone, in milliseconds; of one thread its CPU time.
         p95_ms: 95th percentile.
         p99_ms: 99th percentile.
         n: inferences timed.
+        waited: share of the time that passed in which the inferences waited for a core; 0 where that was not measured.
     """
 
     file: str
@@ -81,6 +83,7 @@ class GraphTiming:
     p95_ms: float
     p99_ms: float
     n: int
+    waited: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,12 +169,13 @@ def time_graphs(
     try:
         for one in graphs:
             engines.append(_opened(one, threads))  # noqa: PERF401 - those that are open are closed if a later one fails
-        taken = _rounds(engines, [_pictures(one.spec) for one in graphs], seconds, heard)
+        pictures = [_pictures(one.spec) for one in graphs]
+        taken = _rounds(engines, pictures, seconds, heard, own_time=threads == 1)
     finally:
         for engine in engines:
             engine.close()
     words = re.sub(r" (?:int8|fp32)(?=, )", "", engines[0].name)
-    return [_timing(one.file, ms) for one, ms in zip(graphs, taken, strict=True)], words
+    return [_timing(one.file, *times) for one, times in zip(graphs, taken, strict=True)], words
 
 
 def profile_graphs(
@@ -293,12 +297,14 @@ def _timing_from_json(digest: str, raw: Any) -> GraphTiming:
     where = f"graphs.{digest[:12]}"
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: got {type(raw).__name__}, expected an object")
+    raw = {"waited": 0.0, **raw}  # older profiles lack it
     _check_keys(f"{where}.", raw, {field.name for field in dataclasses.fields(GraphTiming)})
     p50, p95, p99 = (_positive(f"{where}.{key}", raw[key]) for key in ("p50_ms", "p95_ms", "p99_ms"))
     if not p50 <= p95 <= p99:
         raise ConfigError(f"{where}: got p50 {p50:g}, p95 {p95:g}, p99 {p99:g} ms, expected them in this order")
     n = _whole(f"{where}.n", raw["n"], 10**9)
-    return GraphTiming(file=_text(f"{where}.file", raw["file"]), p50_ms=p50, p95_ms=p95, p99_ms=p99, n=n)
+    waited = _share(f"{where}.waited", raw["waited"])
+    return GraphTiming(file=_text(f"{where}.file", raw["file"]), p50_ms=p50, p95_ms=p95, p99_ms=p99, n=n, waited=waited)
 
 
 def _timed(file: str, graph: bytes, spec: InputSpec | None, outputs: Outputs | None, label: str) -> TimedGraph:
@@ -338,9 +344,12 @@ def _rounds(
     pictures: Sequence[Sequence[NDArray[np.uint8]]],
     seconds: float,
     heard: Heard | None,
-) -> list[list[float]]:
-    """Milliseconds of each graph; each round in the opposite order."""
-    taken: list[list[float]] = [[] for _ in engines]
+    *,
+    own_time: bool,
+) -> list[tuple[list[float], list[float]]]:
+    """Milliseconds of each graph, and those that passed on the wall; each round in the opposite order."""
+    taken: list[tuple[list[float], list[float]]] = [([], []) for _ in engines]
+    clock = time.thread_time_ns if own_time else time.perf_counter_ns
     started = time.monotonic()
     for turn in range(MAX_ROUNDS):
         if turn >= MIN_ROUNDS and time.monotonic() - started > seconds:
@@ -348,9 +357,11 @@ def _rounds(
         order = range(len(engines)) if turn % 2 == 0 else range(len(engines) - 1, -1, -1)
         for i in order:
             picture = pictures[i][turn % PICTURES]
-            start = time.perf_counter_ns()
+            wall, start = time.perf_counter_ns(), clock()
             engines[i].infer(picture)
-            taken[i].append((time.perf_counter_ns() - start) / 1e6)
+            spent, passed = clock() - start, time.perf_counter_ns() - wall
+            taken[i][0].append(spent / 1e6)
+            taken[i][1].append(passed / 1e6)
         if heard is not None:
             heard(turn + 1, time.monotonic() - started)
     return taken
@@ -362,9 +373,10 @@ def _pictures(spec: InputSpec) -> list[NDArray[np.uint8]]:
     return [random.integers(0, 256, shape, dtype=np.uint8) for _ in range(PICTURES)]
 
 
-def _timing(file: str, taken: Sequence[float]) -> GraphTiming:
-    p50, p95, p99 = (round(float(value), 4) for value in np.percentile(taken, (50, 95, 99)))
-    return GraphTiming(file=file, p50_ms=max(p50, 1e-4), p95_ms=max(p95, 1e-4), p99_ms=max(p99, 1e-4), n=len(taken))
+def _timing(file: str, taken: Sequence[float], passed: Sequence[float]) -> GraphTiming:
+    p50, p95, p99 = (max(round(float(value), 4), 1e-4) for value in np.percentile(taken, (50, 95, 99)))
+    waited = round(max(0.0, 1 - sum(taken) / sum(passed)), 3)
+    return GraphTiming(file=file, p50_ms=p50, p95_ms=p95, p99_ms=p99, n=len(taken), waited=waited)
 
 
 def _first_text(path: Path, pattern: str) -> str | None:
@@ -400,6 +412,12 @@ def _text(where: str, value: Any) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= 300:
         raise ConfigError(f"{where}: got {str(value)[:60]!r}, expected 1 to 300 characters")
     return value
+
+
+def _share(where: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ConfigError(f"{where}: got {value!r}, expected a share from 0 to 1")
+    return float(value)
 
 
 def _whole(where: str, value: Any, high: int) -> int:

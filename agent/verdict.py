@@ -58,11 +58,12 @@ class Verdict:
             limit that holds for them, each with its zone (detect). Empty for `error`.
         top: the finding that decided; None for `error`, and for a good part of a detector.
         score: the defect score that was compared (of a detector: of the finding that decided, else the highest that
-            counts, else 0); None for `error`.
-        threshold: the limit that it was compared with; None for `error`.
+            counts, else 0); None for `error`, and for a part that was not found in its picture (`review`).
+        threshold: the limit that it was compared with; None where there is no score.
         zones: those of the policy, to be drawn.
         decided: when.
         decide_ms: what deciding took.
+        late_ms: how long after its deadline it was decided; the fast outputs were told `error` then. None in time.
     """
 
     decision: Decision
@@ -75,6 +76,7 @@ class Verdict:
     zones: tuple[Zone, ...] = ()
     decided: Stamp
     decide_ms: float = 0.0
+    late_ms: float | None = None
 
 
 def policy_limits(config: PolicyConfig | ZoneConfig, default: PolicySpec, where: str = "policy") -> PolicySpec:
@@ -189,6 +191,14 @@ class Policy:
     def judge(self, inspection: Inspection) -> Verdict:
         """Decide. Never raises; never ok without a sound score."""
         decided = Stamp.now()
+        if inspection.fault is None and inspection.not_found is not None:
+            return Verdict(
+                decision=Decision.REVIEW,
+                reason=inspection.not_found,
+                inspection=inspection,
+                zones=self.zones,
+                decided=decided,
+            )
         fault = _fault(inspection) or _zone_fault(inspection, self.zones)
         if fault is not None:
             return Verdict(decision=Decision.ERROR, reason=fault, inspection=inspection, decided=decided)

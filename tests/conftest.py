@@ -26,6 +26,7 @@ settings.load_profile("here")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boot", action="store_true", help="boot a real systemd in a container (root)")
+    parser.addoption("--faults", action="store_true", help="100,000 triggers with random faults")
     parser.addoption("--every-network", action="store_true", help="quantize every network with every attention")
 
 
@@ -70,6 +71,8 @@ def _why_not(item: pytest.Item) -> str | None:
         return f"needs TensorRT and a GPU (tools/test --gpu): {_why_no_gpu()}"
     if item.get_closest_marker("boot") and not item.config.getoption("--boot"):
         return "opt-in: tools/test --boot"
+    if item.get_closest_marker("faults") and not item.config.getoption("--faults"):
+        return "opt-in: tools/test --faults (two minutes)"
     if item.get_closest_marker("every_network") and not item.config.getoption("--every-network"):
         return "opt-in: tools/test --every-network (ten minutes)"
     return None

@@ -1,7 +1,7 @@
 """Acceptance: a device proves that its engine does what the build promised, before it goes live and while it is.
 
 ```text
-goldens of the bundle ─ replay ─┬─ measured ─ judged against the limits ─ file: accepted, or refused
+goldens of the bundle ─ replay ─┬─ measured ─ judged against the limits ─ file: accepted, or refused ─ gate: who may run
                                 └─ watch: one golden between two parts, for as long as the line runs
 ```
 """
@@ -9,12 +9,9 @@ goldens of the bundle ─ replay ─┬─ measured ─ judged against the limit
 from agent.acceptance.file import (
     ACCEPT_AGAIN,
     Acceptance,
-    accepted_in,
-    accepted_of,
-    refuse_refused,
-    refused_in,
     write_acceptance,
 )
+from agent.acceptance.gate import Admission, admit, check_admission, require_acceptance
 from agent.acceptance.measured import Latency, Measured, board_to_json, judge, measure, measured_to_json
 from agent.acceptance.replay import Answer, GoldenReplay, reference_graph
 from agent.acceptance.watch import EngineWatch
@@ -22,19 +19,19 @@ from agent.acceptance.watch import EngineWatch
 __all__ = [
     "ACCEPT_AGAIN",
     "Acceptance",
+    "Admission",
     "Answer",
     "EngineWatch",
     "GoldenReplay",
     "Latency",
     "Measured",
-    "accepted_in",
-    "accepted_of",
+    "admit",
     "board_to_json",
+    "check_admission",
     "judge",
     "measure",
     "measured_to_json",
     "reference_graph",
-    "refuse_refused",
-    "refused_in",
+    "require_acceptance",
     "write_acceptance",
 ]

@@ -18,7 +18,7 @@ from agent.acceptance.replay import Answer, GoldenReplay
 from agent.binomial import upper_bound
 from agent.board import Board, Memory, Sample, throttled_between
 from agent.config import AcceptanceConfig
-from agent.engines import Engine, fell_back
+from agent.engines import OpenedEngine, fell_back
 from agent.errors import BundleError
 
 __all__ = ["Latency", "Measured", "board_to_json", "judge", "measure", "measured_to_json"]
@@ -53,6 +53,7 @@ class Measured:
     Attributes:
         engine: its name, in words.
         kind: its runtime.
+        identity: exactly which one, as `OpenedEngine.identity` has it.
         fell_back: whether it stands in for TensorRT.
         graph: whose outputs at the build were the reference.
         answers: one for each golden.
@@ -66,6 +67,7 @@ class Measured:
 
     engine: str
     kind: str
+    identity: Mapping[str, str]
     fell_back: bool
     graph: str
     answers: tuple[Answer, ...]
@@ -93,7 +95,7 @@ class Measured:
 
 
 def measure(
-    replay: GoldenReplay, engine: Engine, *, runs: int, board: Board | None = None, heard: Heard = lambda *_: None
+    replay: GoldenReplay, engine: OpenedEngine, *, runs: int, board: Board | None = None, heard: Heard = lambda *_: None
 ) -> Measured:
     """Replay the goldens, then time the engine, warm and cold.
 
@@ -130,6 +132,7 @@ def measure(
     return Measured(
         engine=engine.name,
         kind=engine.kind,
+        identity=dict(engine.identity),
         fell_back=fell_back(engine),
         graph=replay.graph,
         answers=tuple(answers),
@@ -169,6 +172,7 @@ def measured_to_json(measured: Measured) -> dict[str, Any]:
     return {
         "engine": measured.engine,
         "kind": measured.kind,
+        "identity": dict(measured.identity),
         "fell_back": measured.fell_back,
         "graph": measured.graph,
         "goldens": {

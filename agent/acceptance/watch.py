@@ -8,8 +8,9 @@ the first part, they go in a row, for `START_S` at most; when that is not enough
 What is held against the engine: it is not the runtime that was accepted (or stands in for TensorRT, accepted or not);
 a golden gets another verdict than at acceptance (without one: more than `max_changed` other than at the build); the
 median of a pass is over `slow_factor` times the slower of the two medians at acceptance, twice in a row, so that one
-busy moment is no alarm. While something is held against it a pass comes every `RECHECK_S`: the fault ends by itself
-when its cause does.
+busy moment is no alarm; `FAILING` parts in a row got no answer from it. While something is held against it a pass comes
+every `RECHECK_S`: the fault ends by itself when its cause does. An engine that fails is tried at once, also between two
+parts: they lose nothing by the wait. It is back when every golden got an answer, and no part was without one meanwhile.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from agent.acceptance.file import Acceptance
 from agent.acceptance.replay import Answer, GoldenReplay
 from agent.config import AcceptanceConfig
 from agent.engines import Engine, fell_back
+from agent.inspection import Inspection
 from agent.log import log_event
 
-__all__ = ["EngineWatch"]
+__all__ = ["EngineWatch", "Told"]
+
+Told = Callable[[str | None, bool], None]
+"""Told the fault in words, None when there is none any more; and whether the engine fails, not only differs."""
 
 START_S = 3.0
 BUSY_S = 60.0
@@ -34,6 +39,8 @@ SPACING_S = 1.0
 RECHECK_S = 60.0
 ENOUGH = 3
 """Goldens that take all of `START_S` and are slow: that is no busy moment any more."""
+FAILING = 3
+"""Parts without an answer, one after the other, until it is the engine and not the part."""
 
 log = logging.getLogger("agent.acceptance")
 
@@ -46,7 +53,7 @@ class EngineWatch:
         engine: that engine.
         accepted: what was accepted of this bundle on this device; None when nothing was.
         config: limits, and how often.
-        changed: told the fault in words when there is another one, and None when there is none any more.
+        changed: told when there is another fault, and when there is none any more.
         clock: monotonic seconds.
     """
 
@@ -57,7 +64,7 @@ class EngineWatch:
         accepted: Acceptance | None,
         config: AcceptanceConfig,
         *,
-        changed: Callable[[str | None], None] = lambda _fault: None,
+        changed: Told = lambda _fault, _fails: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replay = replay
@@ -71,7 +78,12 @@ class EngineWatch:
         self._due: float = clock()
         self._last = -math.inf
         self._fault: str | None = None
-        self._kinds: tuple[bool, ...] = (False, False, False)
+        self._kinds: tuple[bool, ...] = (False, False, False, False)
+        self._unanswered = 0
+        self._answered = 0
+        self._failing: str | None = None
+        self._is_clean = True
+        self._pass_faults: tuple[str | None, ...] = (self._runtime_fault, None, None)
 
     @property
     def fault(self) -> str | None:
@@ -91,6 +103,29 @@ class EngineWatch:
             self._conclude(answers)
             self._due = self._clock()
 
+    def hear(self, *views: Inspection) -> None:
+        """What became of a part: whether the engine gave an answer to each view that it was asked about."""
+        faults = [view.fault for view in views if view.fault is not None and view.fault.stage in ("infer", "decode")]
+        fault = next(iter(faults), None)
+        if fault is None and any(view.fault is None and view.not_found is None for view in views):
+            self._unanswered, self._answered = 0, self._answered + 1
+            if self._failing is not None:
+                self._heard_again()
+        elif fault is not None:
+            self._unanswered, self._answered, self._is_clean = self._unanswered + 1, 0, False
+            if self._unanswered >= FAILING and self._failing is None:
+                self._failing = f"the engine fails: {FAILING} parts in a row got no answer ({fault.reason})"
+                self._answers, self._due, self._last = [], self._clock(), -math.inf
+                self._tell()
+
+    def _heard_again(self) -> None:
+        """The goldens say whether that lasts; without any, some parts do."""
+        if len(self._replay):
+            self._due = min(self._due, self._clock())
+        elif self._answered >= FAILING:
+            self._failing = None
+            self._tell()
+
     def turn(self, *, judged: bool) -> None:
         """Do what is due after one step of the line.
 
@@ -100,11 +135,14 @@ class EngineWatch:
         now = self._clock()
         if not len(self._replay) or now < self._due:
             return
-        if judged and (now < self._due + BUSY_S or now < self._last + SPACING_S):
+        patience_s = 0.0 if self._failing is not None else BUSY_S
+        if judged and (now < self._due + patience_s or now < self._last + SPACING_S):
             return
         self._play_one()
 
     def _play_one(self) -> None:
+        if not self._answers:
+            self._is_clean = True
         self._answers.append(self._replay.play(len(self._answers)))
         self._last = self._clock()
         if len(self._answers) == len(self._replay):
@@ -116,28 +154,42 @@ class EngineWatch:
         slow = self._slow(answers)
         again = slow is not None and not self._was_slow
         self._was_slow = slow is not None
-        faults = [self._runtime_fault, self._other_verdicts(answers), None if again else slow]
-        fault = "; ".join(words for words in faults if words is not None) or None
-        if any(words is not None for words in faults[1:]):  # another runtime stays one until the next start
+        answered = [answer for answer in answers if not answer.verdict.startswith("error: ")]
+        if self._is_clean and len(answered) == len(answers):
+            self._failing, self._unanswered = None, 0
+        others = self._other_verdicts(answers if self._failing is None else answered)
+        faults = (self._runtime_fault, others, None if again else slow)
+        # Another runtime stays one until the next start.
+        if self._failing is not None or any(words is not None for words in faults[1:]):
             wait_s = RECHECK_S
         elif again:
             wait_s = 0.0
         else:
             wait_s = self._config.replay_hours * 3600 or math.inf
         self._due = self._clock() + wait_s
+        self._pass_faults = faults
+        self._tell(replayed=answers)
+
+    def _tell(self, replayed: list[Answer] | None = None) -> None:
+        """Say what is held against the engine now, when that is something else than before."""
+        faults = (*self._pass_faults, self._failing)
+        self._fault = "; ".join(words for words in faults if words is not None) or None
+        if replayed is not None:
+            self._log(replayed)
+        # By kind, not by words: those hold figures, which never stand still.
+        kinds = tuple(words is not None for words in faults)
+        if kinds != self._kinds:
+            self._kinds = kinds
+            self._changed(self._fault, self._failing is not None)
+
+    def _log(self, answers: list[Answer]) -> None:
         log_event(
             log,
             "goldens_replayed",
             goldens=len(answers),
             median_ms=round(statistics.median(a.ms for a in answers), 2) if answers else None,
-            fault=fault,
+            fault=self._fault,
         )
-        self._fault = fault
-        # By kind, not by words: those hold figures, which never stand still.
-        kinds = tuple(words is not None for words in faults)
-        if kinds != self._kinds:
-            self._kinds = kinds
-            self._changed(fault)
 
     def _other_verdicts(self, answers: list[Answer]) -> str | None:
         then = self._accepted

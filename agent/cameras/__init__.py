@@ -4,21 +4,43 @@
 | --- | --- | --- |
 | `FolderCameraConfig` | `folder` | picture files, in the order of their names |
 | `OpenCvCameraConfig` | `opencv` | video file, RTSP or HTTP stream, USB camera |
-| any, with free run | `newest` | wraps one of the others: only the newest frame counts |
+| `GStreamerCameraConfig` | `gstreamer` | any GStreamer pipeline |
+| `ArgusCameraConfig` | `gstreamer`, `argus` | CSI camera of a Jetson |
+| `GenicamCameraConfig` | `genicam` | GigE Vision or USB3 Vision camera, through Aravis |
+| `PiCameraConfig` | `picamera` | CSI camera of a Raspberry Pi, through picamera2 |
+| any live one | `guard` | wraps it: a frame that is not new and whole is a fault |
+| any, with free run | `newest` | wraps it: only the newest frame counts |
+| a live one, with a trigger of its own | `triggered` | wraps it: a part gets the first frame after its trigger |
 
 `decode` turns the bytes of a picture file into pixels; training uses it too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Protocol
 
 from agent.cameras.decode import PICTURE_SUFFIXES, decode_image, read_image
-from agent.config import CameraConfig, FolderCameraConfig, FreeRunConfig, OpenCvCameraConfig, TriggerConfig
+from agent.config import (
+    ArgusCameraConfig,
+    CameraConfig,
+    FolderCameraConfig,
+    FrameTriggerConfig,
+    FreeRunConfig,
+    GenicamCameraConfig,
+    GStreamerCameraConfig,
+    OpenCvCameraConfig,
+    PiCameraConfig,
+    TriggerConfig,
+)
+from agent.errors import CameraError
 from agent.frame import Fault, Frame, Part
 
-__all__ = ["PICTURE_SUFFIXES", "Camera", "decode_image", "open_camera", "read_image"]
+__all__ = ["PICTURE_SUFFIXES", "Camera", "decode_image", "is_live", "open_camera", "open_view", "read_image"]
+
+REPEATS_OF_A_CODEC = 25
+"""A second of a usual stream: a still scene in H.264 gives the same picture that often, and a dead encoder for ever."""
 
 
 class Camera(Protocol):
@@ -77,27 +99,113 @@ class Camera(Protocol):
         """Give the device back; may be called twice."""
 
 
-def open_camera(config: CameraConfig, *, trigger: TriggerConfig, is_judged: Callable[[str], bool]) -> Camera:
-    """Open the configured camera.
+def open_camera(
+    config: CameraConfig,
+    *,
+    trigger: TriggerConfig,
+    is_judged: Callable[[str], bool],
+    settle_ms: float = 0.0,
+    strobe: Callable[[bool], None] = lambda _is_exposing: None,
+) -> Camera:
+    """Open the configured camera, with what its trigger needs around it.
 
     Args:
         config: which one, and how.
-        trigger: with free run the camera gets a thread of its own, and only its newest frame counts.
+        trigger: with free run the camera gets a thread of its own, and only its newest frame counts; with a trigger
+            that comes when it wants, a part gets the first frame after it. Files give one picture per part either way.
         is_judged: whether the journal holds a verdict for a part id; asked by a folder camera that resumes, from the
             thread that polls.
+        settle_ms: from the strobe's start to the exposure.
+        strobe: told True before the exposure of a triggered part, and False after it.
 
     Raises:
         CameraError: it can't be opened; the hint says what to do.
     """
-    camera = _open(config, is_judged)
-    if isinstance(trigger, FreeRunConfig):
+    if is_live(config) and not isinstance(trigger, FrameTriggerConfig | FreeRunConfig):
+        return _open_triggered(config, delay_ms=trigger.delay_ms, settle_ms=settle_ms, strobe=strobe)
+    if isinstance(config, GenicamCameraConfig) and config.trigger == "software":
+        raise CameraError(
+            f"{config.name}: camera.trigger is software, but nothing asks for a picture: trigger is {trigger.kind}",
+            hint="set camera.trigger to off or one of the camera's lines, or trigger.kind to interval, gpio or tcp",
+        )
+    is_free = isinstance(trigger, FreeRunConfig)
+    camera = _open_guarded(config, is_judged, newest_only=is_free)
+    if is_free:
         from agent.cameras.newest import NewestFrame
 
         return NewestFrame(camera)
     return camera
 
 
-def _open(config: CameraConfig, is_judged: Callable[[str], bool]) -> Camera:
+def open_view(config: CameraConfig, *, delay_ms: float, window_ms: float, is_judged: Callable[[str], bool]) -> Camera:
+    """Open a further camera of a part: live ones give the first frame after the part's trigger and the delay.
+
+    Args:
+        config: which one, and how.
+        delay_ms: from the trigger to its exposure.
+        window_ms: how long the frame may take from then; nobody waits for it longer.
+        is_judged: as for `open_camera`.
+
+    Raises:
+        CameraError: it can't be opened; the hint says what to do.
+    """
+    if is_live(config):
+        return _open_triggered(config, delay_ms=delay_ms, timeout_ms=window_ms)
+    return _open(config, is_judged, newest_only=False)
+
+
+def is_live(config: CameraConfig) -> bool:
+    """Whether time means something to this camera: it is no folder and no video file."""
+    if isinstance(config, OpenCvCameraConfig):
+        source = config.source
+        return source.isdigit() or source.startswith("/dev/") or "://" in source
+    return not isinstance(config, FolderCameraConfig)
+
+
+def _open_triggered(
+    config: CameraConfig,
+    *,
+    delay_ms: float,
+    timeout_ms: float | None = None,
+    settle_ms: float = 0.0,
+    strobe: Callable[[bool], None] = lambda _is_exposing: None,
+) -> Camera:
+    """A live camera that gives a part the first frame after its trigger."""
+    from agent.cameras.triggered import ExposedOnDemand, Moment, TriggeredCamera
+
+    assert not isinstance(config, FolderCameraConfig)
+    latency_ms = 0.0 if isinstance(config, PiCameraConfig) else config.latency_ms
+    timeout_ms = config.read_timeout_ms + latency_ms if timeout_ms is None else timeout_ms
+    moment = Moment(delay_ms=delay_ms, settle_ms=settle_ms, timeout_ms=timeout_ms, strobe=strobe)
+    # Every frame is wanted: the first one after a trigger must not be replaced by one after it.
+    camera = _open_guarded(config, lambda _part_id: False, newest_only=False)
+    if isinstance(config, GenicamCameraConfig) and config.trigger == "software":
+        return ExposedOnDemand(camera, moment)
+    return TriggeredCamera(camera, moment)
+
+
+def _open_guarded(config: CameraConfig, is_judged: Callable[[str], bool], *, newest_only: bool) -> Camera:
+    """The camera; of a live one every frame is looked at."""
+    camera = _open(config, is_judged, newest_only=newest_only)
+    if not is_live(config):
+        return camera
+    from agent.cameras.guard import FrameGuard, GuardedCamera
+
+    return GuardedCamera(camera, FrameGuard(repeats=_repeats(config)))
+
+
+def _repeats(config: CameraConfig) -> int:
+    """How often the same picture may come in a row: H.264 and H.265 repeat what did not change."""
+    text = ""
+    if isinstance(config, OpenCvCameraConfig):
+        text = config.source
+    elif isinstance(config, GStreamerCameraConfig):
+        text = config.pipeline
+    is_coded = re.search(r"(?i)^(rtsps?|udp|rtp|rtmp|srt|tcp)://|rtspsrc|26[45]|decodebin", text)
+    return REPEATS_OF_A_CODEC if is_coded else 0
+
+
+def _open(config: CameraConfig, is_judged: Callable[[str], bool], *, newest_only: bool) -> Camera:
     match config:
         case FolderCameraConfig():
             from agent.cameras.folder import FolderCamera
@@ -107,3 +215,15 @@ def _open(config: CameraConfig, is_judged: Callable[[str], bool]) -> Camera:
             from agent.cameras.opencv import OpenCvCamera
 
             return OpenCvCamera(config)
+        case GStreamerCameraConfig() | ArgusCameraConfig():
+            from agent.cameras.gstreamer import GStreamerCamera
+
+            return GStreamerCamera(config, newest_only=newest_only)
+        case GenicamCameraConfig():
+            from agent.cameras.genicam import GenicamCamera
+
+            return GenicamCamera(config)
+        case PiCameraConfig():
+            from agent.cameras.picamera import PiCamera
+
+            return PiCamera(config)

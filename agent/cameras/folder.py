@@ -17,7 +17,7 @@ from agent.errors import CameraError, ImageError
 from agent.frame import Fault, Frame, Part, Stamp
 from agent.log import log_event
 
-__all__ = ["FolderCamera"]
+__all__ = ["FolderCamera", "natural_order"]
 
 MAX_ID_LENGTH = 180
 """Characters of a part id that come from the file name; `#2` and so on of later passes go behind them."""
@@ -193,7 +193,7 @@ def _list_pictures(root: Path) -> tuple[list[str], int]:
             hint=f"pictures are files that end in {', '.join(sorted(PICTURE_SUFFIXES))}; hidden ones, and links that "
             "lead out of the folder, are left alone",
         )
-    return sorted(names, key=_natural_order), ignored
+    return sorted(names, key=natural_order), ignored
 
 
 def _files_below(root: Path) -> Iterator[str | None]:
@@ -221,7 +221,7 @@ def _leads_to_file_in(real_root: str, path: str) -> bool:
 _NUMBERS = re.compile(r"([0-9]+)")
 
 
-def _natural_order(name: str) -> tuple[list[list[str | int]], str]:
+def natural_order(name: str) -> tuple[list[list[str | int]], str]:
     """Numbers by value; names that differ only in leading zeros stay in a fixed order."""
     parts = [[int(t) if t.isdigit() else t for t in _NUMBERS.split(part)] for part in name.split("/")]
     return parts, name

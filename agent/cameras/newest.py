@@ -30,7 +30,8 @@ class NewestFrame:
     the camera when it gets back. The line never waits for the device, only for the slot.
 
     A frame is given once. One that came while the slot was full replaces the older one, which is then no part and is
-    counted. An exception out of the camera, which is a bug, becomes `lost` and one fault; the reader then tries on.
+    counted. A camera that is lost and goes on giving bad frames (frozen, black) gives one fault: nothing triggers the
+    others. An exception out of the camera, which is a bug, becomes `lost` and one fault; the reader then tries on.
 
     Attributes:
         skipped: frames that were replaced before anyone took them.
@@ -46,6 +47,7 @@ class NewestFrame:
         self._slot: Frame | Fault | None = None
         self._lost = camera.lost
         self._bug: str | None = None
+        self._is_told = False
         self._done = False
         self._changed = threading.Condition()
         self._stop = threading.Event()
@@ -114,7 +116,9 @@ class NewestFrame:
         newest = self._camera.read(part) if there else None
         self._lost, self._bug = self._camera.lost, None
         if newest is not None:
-            self._put(newest)
+            was_told, self._is_told = self._is_told, isinstance(newest, Fault) and self._lost is not None
+            if not (was_told and self._is_told):
+                self._put(newest)
         elif self._camera.ended:
             with self._changed:
                 self._done = True

@@ -12,7 +12,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 
 from agent.cameras.decode import decode_image, path_in_words
+from agent.cameras.stream_clock import StreamClock
+from agent.cameras.v4l2 import ask_device, exposure_stamp_ns
 from agent.config import OpenCvCameraConfig
 from agent.errors import CameraError, ImageError
 from agent.frame import BgrImage, Fault, Frame, Part, Stamp
@@ -28,6 +30,13 @@ from agent.log import log_event
 __all__ = ["OpenCvCamera", "url_without_secrets"]
 
 STREAMS = ("rtsp", "rtsps", "http", "https", "udp", "rtp", "rtmp", "srt", "tcp")
+RTSP = ("rtsp://", "rtsps://")
+
+WAITED_NS = 1_000_000
+"""A packet that is there at once is handed out in a tenth of that."""
+
+_opening = threading.Lock()
+"""FFMPEG's options are one variable of the process; cameras that open at the same time may differ in theirs."""
 
 log = logging.getLogger("agent.cameras.opencv")
 
@@ -43,9 +52,19 @@ class OpenCvCamera:
     given in the order in which they arrive; what a slow line leaves waiting grows old in the buffers of network and
     driver (a driver is asked for one buffer). Free run reads all the time and so never sees an old one.
 
+    What a device does not take of the configured format, size, rate, exposure and gain is logged, once, by
+    `camera_setting_not_taken`. Give devices by `/dev/v4l/by-id`, which follows the camera by its serial number, or by
+    `/dev/v4l/by-path`, which stays with the socket: two cameras of a model without serial numbers share one `by-id`.
+
+    When a frame was exposed: a V4L2 driver stamps it (`exposure_stamp_ns`). An RTSP stream's frames are dated by their
+    own times (`StreamClock`), and what had gathered while it was opened is left out (`old_frames_skipped`): it is up to
+    seconds old. Any other stream has no times to trust, so a frame counts as arrived when the last one did that had to
+    be waited for. Less `latency_ms`, each is a time before which the exposure did not begin.
+
     `poll` blocks in OpenCV, which can't be interrupted: up to `read_timeout_ms` for a frame, up to `open_timeout_ms`
-    for a try to open a stream again. For V4L2 devices OpenCV takes the first such time of a process, rounded up to
-    seconds; a driver that hangs elsewhere is what the watchdog is for.
+    for a try to open a stream again, and as long to read an RTSP stream's backlog. For V4L2 devices OpenCV takes the
+    first such time of a process, rounded up to seconds; a driver that hangs elsewhere is what the watchdog is for.
+    `close` may come from another thread: a call that is under way then gives the device back when it ends.
 
     MJPEG is taken as packets and decoded by `decode_image`, so a damaged frame is a fault. Left to itself FFMPEG gives
     a truncated one with the rest of the frame before it, which is the part before it (seen with OpenCV 4.8 and 5.0).
@@ -72,13 +91,13 @@ class OpenCvCamera:
         self._waiting: collections.deque[_Grabbed | str] = collections.deque()  # frames, or reasons why there is none
         self._wait_s = config.reopen_s
         self._retry_at = 0.0
-        if self._source.kind != "device" and (config.width_px or config.height_px or config.fps):
-            raise CameraError(
-                f"{self._source.shown}: width_px, height_px and fps can only be asked of a device",
-                hint="remove them, and set size and rate where the stream or the file is made",
-            )
+        self._in_use = threading.RLock()
+        self._told: set[str] = set()
+        self._stream_clock: StreamClock | None = None
+        self._waited_ns = self._opened_ns = self._skipped = 0
+        _refuse_what_does_not_apply(self._source, config)
         _quiet_libraries(config)
-        self._capture = _open_capture(self._source, config)
+        self._capture = self._opened()
         if self._capture is None:
             raise _why_not_open(self._source, config)
         if self._source.kind == "file" and not self.poll(0):
@@ -106,16 +125,38 @@ class OpenCvCamera:
 
     def poll(self, timeout_s: float) -> bool:
         """Grab the next frame, unless one waits; opens a lost source again when that is due."""
-        if self.ended:
+        with self._in_use:
+            if self.ended:
+                return False
+            if not self._waiting and self._capture is None:
+                self._reopen(timeout_s)
+            while not self._waiting and self._capture is not None and not self.ended:
+                self._grab(self._capture)
+        if self._closed.is_set():
+            self.close()
             return False
-        if not self._waiting and self._capture is None:
-            self._reopen(timeout_s)
-        if not self._waiting and self._capture is not None:
-            self._grab(self._capture)
         return bool(self._waiting)
 
     def read(self, part: Part) -> Frame | Fault:
         """Decode the grabbed frame; without one, wait for one as long as `read_timeout_ms`."""
+        with self._in_use:
+            taken = self._taken(part)
+        if self._closed.is_set():
+            self.close()
+        return taken
+
+    def close(self) -> None:
+        """Release the device or file; or let the call do it that is under way in another thread."""
+        self._closed.set()
+        if self._in_use.acquire(blocking=False):
+            try:
+                if self._capture is not None:
+                    self._capture.release()
+                    self._capture = None
+            finally:
+                self._in_use.release()
+
+    def _taken(self, part: Part) -> Frame | Fault:
         there = self.poll(self._config.read_timeout_ms / 1000)
         waiting = self._waiting.popleft() if there else self._lost or f"{self._source.shown}: there is no frame"
         if not isinstance(waiting, _Grabbed) or self._capture is None:
@@ -134,14 +175,8 @@ class OpenCvCamera:
             sequence=waiting.sequence,
             captured=waiting.at,
             capture_ms=waiting.cost_ms + (time.monotonic_ns() - started_ns) / 1e6,
+            exposed_ns=waiting.exposed_ns,
         )
-
-    def close(self) -> None:
-        """Release the device or file."""
-        self._closed.set()
-        if self._capture is not None:
-            self._capture.release()
-            self._capture = None
 
     def _grab(self, capture: cv2.VideoCapture) -> None:
         """Put the next frame, or what came in its place, into `_waiting`; or find out that nothing will come."""
@@ -155,19 +190,47 @@ class OpenCvCamera:
             self._waiting.append(f"{self._source.shown}: frame {self._sequence} can't be decoded")
             grabbed = True
         if grabbed:
-            self._note_frame(started_ns)
+            self._note_frame(capture, started_ns)
         elif self._source.kind == "file":
             self._finish(capture)
         else:
             self._lose(f"no frame for {took_ms:,.0f} ms" if silent else "it ended, or the connection broke")
 
-    def _note_frame(self, started_ns: int) -> None:
-        self._sequence += 1
+    def _note_frame(self, capture: cv2.VideoCapture, started_ns: int) -> None:
         at = Stamp.now()
+        exposed_ns = self._exposed_ns(capture, started_ns, at.mono_ns)
+        if self._is_backlog(at.mono_ns):
+            self._skipped += 1
+            return
+        self._sequence += 1
         # Waiting for a live source to expose is no cost; a file only ever decodes.
         cost_ms = (at.mono_ns - started_ns) / 1e6 if self._source.kind == "file" else 0.0
-        self._waiting.append(_Grabbed(self._sequence, at, cost_ms))
+        self._waiting.append(_Grabbed(self._sequence, at, cost_ms, exposed_ns))
         self._lost, self._wait_s = None, self._config.reopen_s
+
+    def _exposed_ns(self, capture: cv2.VideoCapture, started_ns: int, arrived_ns: int) -> int | None:
+        """The time before which the grabbed frame was not exposed."""
+        if self._source.kind == "file":
+            return None
+        if arrived_ns - started_ns >= WAITED_NS:
+            self._waited_ns = arrived_ns
+        sent_ns = self._waited_ns
+        if self._source.kind == "device":
+            sent_ns = exposure_stamp_ns(capture, arrived_ns)
+        elif self._stream_clock is not None:
+            sent_ns = self._stream_clock.sent_ns(int(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6), arrived_ns)
+        return sent_ns - int(self._config.latency_ms * 1e6)
+
+    def _is_backlog(self, now_ns: int) -> bool:
+        """The frame gathered while the stream was opened; says so when there are no more of them."""
+        late = now_ns - self._opened_ns > self._config.open_timeout_ms * 1e6
+        if self._stream_clock is not None and not self._stream_clock.caught_up and not late:
+            return True
+        if self._skipped:
+            fields = {"camera": self.name, "frames": self._skipped, "caught_up": not late}
+            log_event(log, "old_frames_skipped", logging.WARNING if late else logging.INFO, **fields)
+            self._skipped = 0
+        return False
 
     def _finish(self, capture: cv2.VideoCapture) -> None:
         self._ended = True
@@ -192,9 +255,25 @@ class OpenCvCamera:
             self._closed.wait(min(early_s, timeout_s))
         if early_s > timeout_s or self._closed.is_set():
             return
-        self._capture = _open_capture(self._source, self._config)
+        self._capture = self._opened()
         if self._capture is None:
             self._lose(_why_not_open(self._source, self._config).message.removeprefix(f"{self._source.shown}: "))
+
+    def _opened(self) -> cv2.VideoCapture | None:
+        """An opened capture, or None; what a device did not take is told, each of it once."""
+        self._waited_ns = time.monotonic_ns()
+        self._stream_clock = StreamClock() if self._source.target.lower().startswith(RTSP) else None
+        capture = _open_capture(self._source, self._config)
+        if capture is not None and self._source.kind == "device":
+            for refused in ask_device(capture, self._source.target, self._config):
+                if refused.key not in self._told:
+                    self._told.add(refused.key)
+                    fields = {"setting": refused.key, "asked": refused.asked, "got": refused.got}
+                    log_event(log, "camera_setting_not_taken", logging.WARNING, camera=self.name, **fields)
+        if capture is not None:
+            _ask_for_packets(capture, self._source)
+        self._opened_ns, self._skipped = time.monotonic_ns(), 0
+        return capture
 
     def _note_size(self, image: BgrImage) -> None:
         size = (image.shape[1], image.shape[0])
@@ -211,6 +290,7 @@ class _Grabbed:
     sequence: int
     at: Stamp
     cost_ms: float
+    exposed_ns: int | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -267,27 +347,50 @@ def _open_capture(source: _Source, config: OpenCvCameraConfig) -> cv2.VideoCaptu
         if source.kind == "device":
             # A stable name under /dev/v4l is a link, which may point elsewhere after the camera was plugged in again.
             capture = cv2.VideoCapture(os.path.realpath(source.target), cv2.CAP_V4L2)
-            _ask_device(capture, config)
         else:
-            capture = cv2.VideoCapture(source.target, cv2.CAP_FFMPEG, limits)
+            with _ffmpeg_options(source, config):
+                capture = cv2.VideoCapture(source.target, cv2.CAP_FFMPEG, limits)
     except cv2.error:
         return None
     if capture.isOpened():
-        _ask_for_packets(capture, source)
         return capture
     capture.release()
     return None
 
 
-def _ask_device(capture: cv2.VideoCapture, config: OpenCvCameraConfig) -> None:
-    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-    for key, value in (
-        (cv2.CAP_PROP_FRAME_WIDTH, config.width_px),
-        (cv2.CAP_PROP_FRAME_HEIGHT, config.height_px),
-        (cv2.CAP_PROP_FPS, config.fps),
-    ):
-        if value:
-            capture.set(key, value)
+@contextlib.contextmanager
+def _ffmpeg_options(source: _Source, config: OpenCvCameraConfig) -> Iterator[None]:
+    """Open with the configured transport; FFMPEG's options that somebody set for the process stay, and win."""
+    variable = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+    with _opening:
+        before = os.environ.get(variable)
+        if source.target.lower().startswith(RTSP) and "rtsp_transport" not in (before or ""):
+            transport = f"rtsp_transport;{config.transport}"
+            os.environ[variable] = f"{before}|{transport}" if before else transport
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop(variable, None)
+            else:
+                os.environ[variable] = before
+
+
+def _refuse_what_does_not_apply(source: _Source, config: OpenCvCameraConfig) -> None:
+    """A key that has no effect is a mistake of whoever wrote it.
+
+    Raises:
+        CameraError: there is one.
+    """
+    of_devices = {"width_px": 0, "height_px": 0, "fps": 0, "pixel_format": "", "exposure_us": None, "gain": None}
+    set_here = [key for key, left_alone in of_devices.items() if getattr(config, key) != left_alone]
+    if source.kind != "device" and set_here:
+        raise CameraError(
+            f"{source.shown}: {', '.join(set_here)} can only be asked of a device",
+            hint="remove them, and set them where the stream or the file is made",
+        )
+    if config.transport != "tcp" and not source.target.lower().startswith(RTSP):
+        raise CameraError(f"{source.shown}: transport is for rtsp:// only", hint="remove camera.transport")
 
 
 def _ask_for_packets(capture: cv2.VideoCapture, source: _Source) -> None:
@@ -371,6 +474,7 @@ def _hint_for_missing(source: _Source) -> str:
     if source.kind == "file":
         return f"check the path; a relative one starts at {Path.cwd()}"
     present: list[str] = []
-    with contextlib.suppress(OSError):
-        present = sorted(str(p) for p in Path("/dev/v4l/by-id").iterdir())
+    for folder in ("/dev/v4l/by-id", "/dev/v4l/by-path"):
+        with contextlib.suppress(OSError):
+            present += sorted(str(p) for p in Path(folder).iterdir())
     return f"is it plugged in? Present: {', '.join(present) or 'none'}"

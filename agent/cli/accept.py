@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.console import DONE, FAILED, number, print_json
+from agent.errors import ConfigError
 
 if TYPE_CHECKING:
     from agent.acceptance import Measured
+    from agent.board import Memory, Sample
     from agent.bundle import Bundle
     from agent.cli.bar import Bar
     from agent.config import AcceptanceConfig, AgentConfig
+    from agent.engines.trt_open import MemoryChoice
 
-__all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run", "show_measured"]
+__all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run", "show_board", "show_engine", "show_measured"]
 
 NAME = "accept"
 HELP = "Replay the bundle's golden pictures on the engine that will run, time it, and accept or refuse it."
@@ -25,9 +30,10 @@ EPILOG = """examples:
   defect-agent accept --config line3.yaml --max-p99-ms 8 --runs 1000 --json
 
 The result goes into the state directory: acceptance.json, with which `run` compares the engine from then on; or
-acceptance.refused.json, with which it does not start. Stop the line first: two programs on one GPU are slower than one.
+acceptance.refused.….json, with which it does not start. It holds for this bundle on exactly this engine: another
+TensorRT, driver or option is another engine. Stop the line first: two programs on one GPU are slower than one.
 
-exit: 0 accepted, 1 refused
+exit: 0 accepted, 1 refused, 2 could not be asked or written down
 """
 
 
@@ -50,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, judge, write; exit 1 when refused."""
-    from agent.acceptance import judge, measured_to_json, write_acceptance
+    """Measure, judge, write; exit 1 when refused, written down or not."""
+    from agent.acceptance import judge, measured_to_json
     from agent.bundle import open_bundle
     from agent.cli.bar import Bar
     from agent.config import read_config
@@ -65,30 +71,77 @@ def run(args: argparse.Namespace) -> int:
     finally:
         bar.done()
     problems = judge(measured, limits)
-    path = write_acceptance(
-        config.state_dir,
-        measured,
-        bundle=f"{bundle.manifest.name}-{bundle.manifest.version}",
-        bundle_digest=bundle.digest,
-        limits=limits,
-        problems=problems,
-        facts={"memory_ms": memory},
-    )
+    path, unwritten = _written(config, bundle, measured, limits, problems, memory)
     if args.json:
-        result = {"accepted": not problems, "problems": list(problems), "written": str(path), "memory_ms": memory}
+        result = {
+            "accepted": not problems,
+            "problems": list(problems),
+            "written": None if path is None else str(path),
+            "memory_ms": None if memory is None else memory.median_ms,
+        }
         print_json({**result, **measured_to_json(measured)})
-        return FAILED if problems else DONE
-    show_measured(measured)
-    if memory:
-        print(f"transfer  {', '.join(f'{how} {ms:.2f} ms' for how, ms in memory.items())}; the faster one will run")
+    else:
+        show_measured(measured)
+        _show_result(memory, problems, path)
+    if unwritten is not None:
+        sys.stdout.flush()
+        print(f"REFUSED, AND NOT WRITTEN DOWN: `run` does not know of it. {unwritten}", file=sys.stderr, flush=True)
+    return FAILED if problems else DONE
+
+
+def _written(
+    config: AgentConfig,
+    bundle: Bundle,
+    measured: Measured,
+    limits: AcceptanceConfig,
+    problems: Sequence[str],
+    memory: MemoryChoice | None,
+) -> tuple[Path | None, ConfigError | None]:
+    """Where the result stands; for a refusal that can't be written, why.
+
+    Raises:
+        ConfigError: an acceptance can't be written, and so is none.
+    """
+    from agent.acceptance import write_acceptance
+
+    try:
+        path = write_acceptance(
+            config.state_dir,
+            measured,
+            bundle=f"{bundle.manifest.name}-{bundle.manifest.version}",
+            bundle_digest=bundle.digest,
+            limits=limits,
+            problems=problems,
+            facts={"memory_ms": None if memory is None else memory.median_ms},
+        )
+    except ConfigError as error:
+        if not problems:
+            raise
+        return None, error
+    return path, None
+
+
+def _show_result(memory: MemoryChoice | None, problems: Sequence[str], path: Path | None) -> None:
+    if memory is not None:
+        words = ", ".join(f"{how} {ms:.2f} ms" for how, ms in memory.median_ms.items())
+        then = "the faster one will run"
+        if not memory.is_noted:
+            then = f"that can't be noted: set engine.tensorrt.memory: {memory.fastest}, and accept again"
+        print(f"transfer  {words}; {then}")
     for problem in problems:
         print(f"REFUSED   {problem}")
-    print(f"{'refused' if problems else 'accepted'}: {path}")
-    return FAILED if problems else DONE
+    if path is not None:
+        print(f"{'refused' if problems else 'accepted'}: {path}")
 
 
 def show_measured(measured: Measured) -> None:
     """Print what was measured, a line for each kind of thing."""
+    show_engine(measured)
+    show_board(measured.board, measured.power_mode, measured.samples, measured.memory)
+
+
+def show_engine(measured: Measured) -> None:
+    """Print what the engine does: goldens with their bound, differences, times."""
     changed, n = len(measured.changed), len(measured.answers)
     print(f"engine    {measured.engine}")
     print(f"goldens   {n}, {changed} changed; at most {measured.changed_bound:.1%} of all verdicts (95 % bound)")
@@ -102,17 +155,23 @@ def show_measured(measured: Measured) -> None:
             f"{how:9} p50 {latency.p50:.2f}  p95 {latency.p95:.2f}  p99 {latency.p99:.2f}  worst {latency.worst:.2f} ms"
             f"  ({latency.n} inferences)"
         )
-    print(f"board     {measured.board}" + (f", power mode {measured.power_mode}" if measured.power_mode else ""))
+
+
+def show_board(board: str, power_mode: str | None, samples: Sequence[Sample], memory: Memory) -> None:
+    """Print what decides about the times: power mode, heat, clocks, what held the board back, memory."""
+    from agent.board import throttled_between
+
+    print(f"board     {board}" + (f", power mode {power_mode}" if power_mode else ""))
     for name, values in (
-        ("°C", [sample.temperatures_c for sample in measured.samples]),
-        ("MHz", [sample.clocks_mhz for sample in measured.samples]),
+        ("°C", [sample.temperatures_c for sample in samples]),
+        ("MHz", [sample.clocks_mhz for sample in samples]),
     ):
         keys = dict.fromkeys(key for one in values for key in one)
         spans = {key: [one[key] for one in values if key in one] for key in keys}
         words = ", ".join(f"{key} {min(span):.0f} to {max(span):.0f}" for key, span in spans.items())
         print(f"{name:9} {words or 'the board does not say'}")
-    print(f"held back {', '.join(measured.throttled) or 'by nothing that the board tells of'}")
-    peak, free = measured.memory.process_peak_mb, measured.memory.available_mb
+    print(f"held back {', '.join(throttled_between(list(samples))) or 'by nothing that the board tells of'}")
+    peak, free = memory.process_peak_mb, memory.available_mb
     print(f"memory    {peak or '?'} MB at most, {free or '?'} MB free on the board")
 
 
@@ -126,20 +185,23 @@ def _limits(limits: AcceptanceConfig, args: argparse.Namespace) -> AcceptanceCon
     return dataclasses.replace(limits, **changes)
 
 
-def _measure(bundle: Bundle, config: AgentConfig, runs: int, bar: Bar) -> tuple[Measured, dict[str, float] | None]:
-    """The measurement, and what each kind of memory took, where there was a choice."""
+def _measure(bundle: Bundle, config: AgentConfig, runs: int, bar: Bar) -> tuple[Measured, MemoryChoice | None]:
+    """The measurement, and what each kind of memory took, where there was a choice.
+
+    An engine that can't be kept is not measured: the next start would compile another one.
+    """
     from agent.acceptance import GoldenReplay, measure, reference_graph
     from agent.engines import open_cache, open_engine
 
     cache = open_cache(config)
-    engine = open_engine(bundle, config.engine, cache=cache, building=bar)
+    engine = open_engine(bundle, config.engine, cache=cache, building=bar, must_keep=True)
     memory = None
     if engine.kind == "trt" and config.engine.tensorrt.memory == "auto":
         from agent.engines.trt_open import choose_memory
 
         engine.close()
         memory = choose_memory(bundle, config.engine, cache)
-        engine = open_engine(bundle, config.engine, cache=cache, building=bar)
+        engine = open_engine(bundle, config.engine, cache=cache, building=bar, must_keep=True)
     try:
         replay = GoldenReplay(bundle, engine, reference_graph(bundle, engine, config.engine), config.policy)
         return measure(replay, engine, runs=runs, heard=bar), memory

@@ -16,22 +16,28 @@ from agent.console import DONE, number, print_json
 from agent.errors import BundleError, EngineError, UserError
 
 if TYPE_CHECKING:
-    from agent.board import Sample
+    from agent.acceptance import Measured
     from agent.bundle import Bundle
-    from agent.engines import Engine
+    from agent.config import EngineConfig, PolicyConfig
+    from agent.engines import OpenedEngine
+    from agent.engines.trt_cache import EngineCache
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
 NAME = "bench"
 PROGRESS_S = 2.0
+ALONE = 100
+"""Inferences in a row of each engine, and a tenth as many after a rest."""
 HELP = "Time every graph of a bundle on this machine, graph by graph in turn, with the bundle's golden pictures."
 EPILOG = """examples:
   defect-agent bench --bundle neu-1.0.0.defect
   defect-agent bench --bundle neu-1.0.0.defect --seconds 10 --threads 2 --json
+  defect-agent bench --config /etc/defect-agent/line3.yaml      with the station's bundle, options, limits and engine
   defect-agent bench --profile pi5.json large.onnx small.onnx neu-1.0.0.defect
 
 Each graph that the CPU runs is timed, and TensorRT's engine where TensorRT is installed (compiled first, where it is
-not yet). The golden pictures are replayed as by `defect-agent accept`, which judges, too.
+not yet): first the whole way of a picture, graph by graph in turn, then inference alone as `defect-agent accept` times
+it, warm and cold, with the golden pictures replayed. `accept` judges, too.
 
 --profile times many networks in turn, inference alone, and writes what `defect-opt ladder --profile` reads on the
 workstation, so that a network is chosen by its time on this device and not by its multiplications.
@@ -40,16 +46,19 @@ workstation, so that a network is chosen by its time on this device and not by i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--bundle", type=Path, metavar="B", help="the .defect file")
+    parser.add_argument("--bundle", type=Path, metavar="B", help="the .defect file; without it the configuration's")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the station's YAML file: options, limits, engine")
     parser.add_argument("--profile", type=Path, metavar="OUT.json", help="time FILEs and write a device profile")
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="with --profile: .onnx and .defect files")
     parser.add_argument(
         "--seconds", type=number(float, 0.1, 3600), default=5.0, metavar="S", help="how long to measure (5)"
     )
     parser.add_argument(
-        "--threads", type=number(int, 1, 256), default=1, metavar="N", help="CPU threads of one inference (1)"
+        "--threads", type=number(int, 1, 256), metavar="N", help="CPU threads of one inference (the station's, else 1)"
     )
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="where TensorRT's engine is kept (~/.cache)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="where TensorRT's engine is kept (the station's, else ~/.cache)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
@@ -64,6 +73,23 @@ class _Row:
     parts_per_s: float
     goldens: int
     changed: int
+    measured: Measured
+
+    def to_json(self) -> dict[str, Any]:
+        from agent.acceptance import measured_to_json
+
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**own, "measured": measured_to_json(self.measured)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The bundle, and how it is to be run."""
+
+    bundle: Path
+    engine: EngineConfig
+    policy: PolicyConfig
+    cache: EngineCache
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,22 +97,24 @@ def run(args: argparse.Namespace) -> int:
     from agent.acceptance import board_to_json
     from agent.board import Board
     from agent.bundle import open_bundle
+    from agent.cli.accept import show_board, show_engine
 
     _check(args)
     if args.profile is not None:
         return _profile(args)
-    bundle = open_bundle(args.bundle)
-    samples = [(board := Board()).sample()]
-    rows = _measure(bundle, args)
-    samples.append(board.sample())
+    asked = _asked(args)
+    bundle = open_bundle(asked.bundle)
+    first = (board := Board()).sample()
+    rows = _measure(bundle, asked, args.seconds)
+    samples = [first, *(sample for row in rows for sample in row.measured.samples), board.sample()]
     if args.json:
         print_json(
             {
                 "bundle": f"{bundle.manifest.name}-{bundle.manifest.version}",
                 "digest": bundle.digest,
                 "machine": f"{platform.node()} {platform.machine()} {platform.system()} {platform.release()}",
-                "threads": args.threads,
-                "rows": [dataclasses.asdict(row) for row in rows],
+                "threads": asked.engine.threads,
+                "rows": [row.to_json() for row in rows],
                 "board": board_to_json(board.words(), board.power_mode(), samples),
                 "memory": dataclasses.asdict(board.memory()),
             }
@@ -99,30 +127,34 @@ def run(args: argparse.Namespace) -> int:
             f" {row.n:7}  {row.engine}"
         )
     for row in rows:
-        if row.changed:
-            print(f"{row.graph}: {row.changed} of {row.goldens} golden pictures get another verdict than at the build")
-    _show_board(board.power_mode(), samples)
+        print(f"\n{row.graph}: one inference alone, and the golden pictures")
+        show_engine(row.measured)
+    print()
+    show_board(board.words(), board.power_mode(), samples, board.memory())
     return DONE
 
 
-def _show_board(power_mode: str | None, samples: list[Sample]) -> None:
-    """What decides about the figures above: power mode, heat, and what held the board back."""
-    from agent.board import throttled_between
+def _asked(args: argparse.Namespace) -> _Asked:
+    from agent.config import EngineConfig, PolicyConfig, read_config
+    from agent.engines import open_cache
+    from agent.engines.trt_cache import EngineCache, user_cache_dir
 
-    hottest = max((value for sample in samples for value in sample.temperatures_c.values()), default=None)
-    told = [
-        f"power mode {power_mode}" if power_mode else "",
-        f"at most {hottest:.0f} °C" if hottest is not None else "",
-        *(f"held back: {words}" for words in throttled_between(samples)),
-    ]
-    if any(told):
-        print(f"board: {', '.join(words for words in told if words)}")
+    if args.config is None:
+        engine, policy, bundle, own = EngineConfig(), PolicyConfig(), args.bundle, None
+    else:
+        station = read_config(args.config)
+        engine, policy, bundle = station.engine, station.policy, args.bundle or station.bundle
+        own = open_cache(station)
+    if own is None or args.cache is not None:
+        own = EngineCache(args.cache or user_cache_dir(), engine.tensorrt.cache_mb * 1_000_000)
+    engine = dataclasses.replace(engine, threads=args.threads or engine.threads)
+    return _Asked(bundle=bundle, engine=engine, policy=policy, cache=own)
 
 
 def _check(args: argparse.Namespace) -> None:
-    if (args.bundle is None) == (args.profile is None):
+    if (args.bundle is None and args.config is None) == (args.profile is None):
         raise UserError(
-            "bench: expected either --bundle B, or --profile OUT.json FILE...",
+            "bench: expected either --bundle B, or --profile OUT.json FILE..., or --config FILE",
             hint="defect-agent bench --bundle neu-1.0.0.defect",
         )
     if args.profile is not None and not args.files:
@@ -145,7 +177,7 @@ def _profile(args: argparse.Namespace) -> int:
             print(f"[{seconds:6.1f} s] {rounds} rounds", file=sys.stderr, flush=True)
 
     print(f"timing {len(args.files)} files in turn for {args.seconds:g} s", file=sys.stderr, flush=True)
-    profile = profile_graphs(args.files, threads=args.threads, seconds=args.seconds, heard=heard)
+    profile = profile_graphs(args.files, threads=args.threads or 1, seconds=args.seconds, heard=heard)
     write_profile(args.profile, profile)
     if args.json:
         print_json(profile_to_json(profile))
@@ -158,7 +190,7 @@ def _profile(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _measure(bundle: Bundle, args: argparse.Namespace) -> list[_Row]:
+def _measure(bundle: Bundle, asked: _Asked, seconds: float) -> list[_Row]:
     from agent.frame import Frame, Part, Stamp
     from agent.inspection import Inspector
 
@@ -176,13 +208,13 @@ def _measure(bundle: Bundle, args: argparse.Namespace) -> list[_Row]:
         )
         for i, g in enumerate(goldens)
     ]
-    engines = _engines(bundle, args)
+    engines = _engines(bundle, asked)
     inspectors = {kind: Inspector(bundle, engine) for kind, engine in engines.items()}
     taken: dict[str, list[float]] = {kind: [] for kind in engines}
     for inspector in inspectors.values():
         for frame in frames[:5]:
             inspector.inspect(frame)
-    deadline, turn = time.monotonic() + args.seconds, 0
+    deadline, turn = time.monotonic() + seconds, 0
     while time.monotonic() < deadline or turn < 10:
         for kind, inspector in inspectors.items():
             start = time.perf_counter_ns()
@@ -190,31 +222,29 @@ def _measure(bundle: Bundle, args: argparse.Namespace) -> list[_Row]:
             taken[kind].append((time.perf_counter_ns() - start) / 1e6)
         turn += 1
     rows = [
-        _row(kind, engine, np.array(taken[kind]), _changed(bundle, engine, kind)) for kind, engine in engines.items()
+        _row(kind, engine, np.array(taken[kind]), _alone(bundle, engine, kind, asked))
+        for kind, engine in engines.items()
     ]
     for engine in engines.values():
         engine.close()
     return rows
 
 
-def _engines(bundle: Bundle, args: argparse.Namespace) -> dict[str, Engine]:
+def _engines(bundle: Bundle, asked: _Asked) -> dict[str, OpenedEngine]:
     """One for each graph that a CPU runs, and TensorRT's where it is installed and works."""
     from agent.cli.bar import Bar
-    from agent.config import EngineConfig
     from agent.engines import is_tensorrt_expected, open_engine
-    from agent.engines.trt_cache import EngineCache, user_cache_dir
 
     kinds: tuple[Literal["cpu", "fp32"], ...] = ("cpu", "fp32")
-    engines: dict[str, Engine] = {
-        kind: open_engine(bundle, EngineConfig(threads=args.threads, graph=kind))
+    engines: dict[str, OpenedEngine] = {
+        kind: open_engine(bundle, dataclasses.replace(asked.engine, kind="onnxruntime", graph=kind))
         for kind in kinds
         if kind in bundle.manifest.graphs
     }
     if is_tensorrt_expected():
-        config, bar = EngineConfig(kind="trt"), Bar()
-        cache = EngineCache(args.cache or user_cache_dir(), config.tensorrt.cache_mb * 1_000_000)
+        config, bar = dataclasses.replace(asked.engine, kind="trt", graph="auto"), Bar()
         try:
-            engines["trt"] = open_engine(bundle, config, cache=cache, building=bar)
+            engines["trt"] = open_engine(bundle, config, cache=asked.cache, building=bar)
         except (EngineError, BundleError) as error:
             print(f"trt: not timed: {error}", file=sys.stderr)
         finally:
@@ -222,17 +252,15 @@ def _engines(bundle: Bundle, args: argparse.Namespace) -> dict[str, Engine]:
     return engines
 
 
-def _changed(bundle: Bundle, engine: Engine, kind: str) -> tuple[int, int]:
-    """How many goldens there are for an engine, and how many get another verdict than at the build."""
-    from agent.acceptance import GoldenReplay, reference_graph
-    from agent.config import EngineConfig, PolicyConfig
+def _alone(bundle: Bundle, engine: OpenedEngine, kind: str, asked: _Asked) -> Measured:
+    """What `accept` measures: one inference without the rest, warm and cold, and the goldens replayed."""
+    from agent.acceptance import GoldenReplay, measure, reference_graph
 
-    graph = reference_graph(bundle, engine, EngineConfig()) if kind == "trt" else kind
-    replay = GoldenReplay(bundle, engine, graph, PolicyConfig())
-    return len(replay), sum(replay.play(index).changed for index in range(len(replay)))
+    graph = reference_graph(bundle, engine, asked.engine) if kind == "trt" else kind
+    return measure(GoldenReplay(bundle, engine, graph, asked.policy), engine, runs=ALONE)
 
 
-def _row(graph: str, engine: Engine, ms: np.ndarray[Any, Any], goldens: tuple[int, int]) -> _Row:
+def _row(graph: str, engine: OpenedEngine, ms: np.ndarray[Any, Any], measured: Measured) -> _Row:
     p50, p95, p99 = (round(float(np.percentile(ms, q)), 3) for q in (50, 95, 99))
     return _Row(
         graph=graph,
@@ -242,6 +270,7 @@ def _row(graph: str, engine: Engine, ms: np.ndarray[Any, Any], goldens: tuple[in
         p95_ms=p95,
         p99_ms=p99,
         parts_per_s=round(1000 / float(ms.mean()), 1),
-        goldens=goldens[0],
-        changed=goldens[1],
+        goldens=len(measured.answers),
+        changed=len(measured.changed),
+        measured=measured,
     )

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from agent.engines import open_engine
     from agent.engines.device import open_device
     from agent.engines.trt_api import load_tensorrt
-    from agent.engines.trt_open import prepare
+    from agent.engines.trt_open import FAILED, NOT_RUN, prepare
 
     path, config, cache = _asked(args)
     bundle = open_bundle(path)
@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         bar.done()
         device.close()
+    if found.built is not None:  # one that fails now must not be compiled a second time
+        cache.note(found.key, **{FAILED: NOT_RUN})
     engine = open_engine(bundle, config, cache=cache, building=bar)  # the proof: it is found, loaded, and runs
     name = engine.name
     engine.close()

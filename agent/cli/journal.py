@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from agent.console import DONE, number, print_json
+from agent.console import DONE, FAILED, number, print_json
 from agent.errors import ConfigError
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
@@ -24,6 +24,7 @@ EPILOG = """examples:
   defect-agent journal tail --config line3.yaml
   defect-agent journal tail --state /var/lib/defect-agent/line3 --follow
   defect-agent journal stats --config line3.yaml --json
+  defect-agent journal verify --config line3.yaml
   defect-agent journal export --config line3.yaml --format csv --out shift.csv --from 1200 --to 1800
 """
 
@@ -40,18 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tail.add_argument("-n", type=number(int, 1, 1e9), default=20, metavar="N", help="how many (20)")
     tail.add_argument("--follow", action="store_true", help="and each new one, until interrupted")
     stats = actions.add_parser("stats", help="counts, backlog, disk")
+    verify = actions.add_parser("verify", help="whether every trigger is accounted for; exit 1 when one is not")
     export = actions.add_parser("export", help="all verdicts as CSV or JSON lines")
     export.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="csv")
     export.add_argument("--out", type=Path, metavar="FILE", help="a file; else standard output")
     export.add_argument("--from", type=number(int, 1, 1e18), dest="first", metavar="REC", help="first record number")
     export.add_argument("--to", type=number(int, 1, 1e18), dest="last", metavar="REC", help="last record number")
-    for action in (tail, stats, export):
+    for action in (tail, stats, verify, export):
         action.epilog = EPILOG
         place = action.add_mutually_exclusive_group(required=True)
         place.add_argument("--config", type=Path, metavar="FILE", help="the station's YAML file")
         place.add_argument("--state", type=Path, metavar="DIR", help="the station's state directory")
     tail.add_argument("--json", action="store_true", help="JSON lines instead of a table")
-    stats.add_argument("--json", action="store_true", help="one JSON document")
+    for action in (stats, verify):
+        action.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
             _tail(reader, args)
         elif args.action == "stats":
             _stats(reader, as_json=args.json)
+        elif args.action == "verify":
+            return _verify(reader, as_json=args.json)
         else:
             _export(reader, args, state_dir)
     return DONE
@@ -101,6 +106,21 @@ def _stats(reader: Any, *, as_json: bool) -> None:
     for name, value in stats.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         print(f"{name:22} {shown}")
+
+
+def _verify(reader: Any, *, as_json: bool) -> int:
+    """The ledger, and from the rows themselves whether it is true."""
+    ledger, faults = reader.ledger(), reader.ledger_faults()
+    counts = ledger.counts()
+    if as_json:
+        print_json({"ledger": counts, "faults": faults})
+    else:
+        parts = [f"{counts[name]} {name}" for name in ("ok", "defect", "review", "error", "pending")]
+        print(f"{ledger.triggers} triggers = {' + '.join(parts)}; {ledger.refused} of the errors were refused")
+        for fault in faults:
+            print(f"fault: {fault}")
+        print(f"every trigger is accounted for: {'no' if faults else 'yes'}")
+    return FAILED if faults else DONE
 
 
 def _export(reader: Any, args: argparse.Namespace, state_dir: Path) -> None:

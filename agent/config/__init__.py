@@ -21,6 +21,7 @@ from agent.config.cameras import (
     PiCameraConfig,
 )
 from agent.config.line import GpioOutputConfig, LineConfig, OutputsConfig, TcpOutputConfig
+from agent.config.roi import LocateConfig, MaskConfig, PerspectiveConfig, RoiConfig, ViewConfig
 from agent.config.triggers import (
     FrameTriggerConfig,
     FreeRunConfig,
@@ -51,17 +52,22 @@ __all__ = [
     "IntervalTriggerConfig",
     "JournalConfig",
     "LineConfig",
+    "LocateConfig",
     "LogConfig",
+    "MaskConfig",
     "MqttConfig",
     "OpenCvCameraConfig",
     "OutputsConfig",
+    "PerspectiveConfig",
     "PiCameraConfig",
     "PolicyConfig",
+    "RoiConfig",
     "TcpOutputConfig",
     "TcpTriggerConfig",
     "TensorRtConfig",
     "TlsConfig",
     "TriggerConfig",
+    "ViewConfig",
     "WatchdogConfig",
     "ZoneConfig",
     "config_from_mapping",
@@ -174,6 +180,7 @@ class ZoneConfig:
         review_above: score (0 to 1) from which a person looks at the part.
         min_size_mm: findings in it whose longer side is shorter are no defects; empty leaves that to their class.
         ignore: findings that lie in it entirely are no defects.
+        view: whose frames it lies in, where several cameras look at a part; empty is each of them.
     """
 
     name: str = _key(pattern=r"[\w.-]{1,40}", form="1 to 40 letters, digits, `_`, `.` or `-`")
@@ -183,6 +190,7 @@ class ZoneConfig:
     review_above: float | None = _key(None, low=0, high=1)
     min_size_mm: float | None = _key(None, low=0, high=100_000)
     ignore: bool = False
+    view: str = _key("", pattern=r"[\w.-]{0,40}", form="the name of a view")
 
     def __post_init__(self) -> None:
         problem, limits = "", (self.defect_above, self.review_above, self.min_size_mm)
@@ -337,6 +345,8 @@ class AgentConfig:
         bundle: the `.defect` file.
         recipe: the recipe's name in every verdict; empty for none.
         camera: where frames come from.
+        roi: what the model sees of a frame; null is all of it.
+        views: further cameras that look at the same part, 15 at most.
         trigger: what makes a part.
         line: how the line keeps its pace.
         outputs: the fast result lines.
@@ -357,6 +367,8 @@ class AgentConfig:
     bundle: Path = _key(path=True)
     recipe: str = _key("", pattern=r"[\w.-]{0,64}", form="up to 64 letters, digits, `_`, `.` or `-`")
     camera: CameraConfig = _key()
+    roi: RoiConfig | None = None
+    views: tuple[ViewConfig, ...] = ()
     trigger: TriggerConfig = FrameTriggerConfig(kind="frame")
     line: LineConfig = LineConfig()
     outputs: OutputsConfig = OutputsConfig()
@@ -374,11 +386,50 @@ class AgentConfig:
             raise ConfigError(f"policy.review_above: got {low}, expected at most policy.defect_above ({high})")
         if isinstance(self.camera, OpenCvCameraConfig) and isinstance(self.trigger, FrameTriggerConfig):
             self._leave_time_for(self.camera)
+        self._leave_time_for_triggered()
+        self._check_views()
 
     @property
     def engines_dir(self) -> Path:
         """Where compiled engines are kept."""
         return self.engine.tensorrt.cache_dir or self.state_dir / "engines"
+
+    def _check_views(self) -> None:
+        """Names that tell views apart, pictures that can be joined, and zones of a view that is there."""
+        names = [self.camera.name, *(view.name for view in self.views)]
+        if len(set(names)) != len(names) or len(names) > 16:
+            raise ConfigError(
+                f"views: got the names {', '.join(names)[:200]}, expected at most 16 different ones (the first is "
+                "camera.name)"
+            )
+        for view in self.views:
+            if isinstance(view.camera, FolderCameraConfig) != isinstance(self.camera, FolderCameraConfig):
+                raise ConfigError(
+                    f"views: {view.name}: got {view.camera.kind} beside {self.camera.kind}: pictures of a folder are "
+                    "joined by their names, those of a camera by their times, expected folders only, or none"
+                )
+            if view.delay_ms + view.window_ms > self.watchdog.stuck_s * 1000:
+                raise ConfigError(
+                    f"views: {view.name}: got delay_ms and window_ms of {view.delay_ms + view.window_ms:g} together, "
+                    f"expected at most watchdog.stuck_s ({self.watchdog.stuck_s:g} s)"
+                )
+        for zone in self.policy.zones:
+            if zone.view and zone.view not in names:
+                raise ConfigError(
+                    f"policy.zones: {zone.name}: view: got {zone.view}, expected one of {', '.join(names)}"
+                )
+
+    def _leave_time_for_triggered(self) -> None:
+        """A part may wait for its frame as long as the camera is slow; the watchdog must not take that for stuck."""
+        if isinstance(self.camera, FolderCameraConfig) or isinstance(self.trigger, FrameTriggerConfig | FreeRunConfig):
+            return
+        latency_ms = 0.0 if isinstance(self.camera, PiCameraConfig) else self.camera.latency_ms
+        wait_s = (self.trigger.delay_ms + self.camera.read_timeout_ms + latency_ms) / 1000
+        if wait_s > self.watchdog.stuck_s:
+            raise ConfigError(
+                f"watchdog.stuck_s: got {self.watchdog.stuck_s:g}, expected at least {wait_s:g}: a triggered part may "
+                "wait for trigger.delay_ms, camera.read_timeout_ms and camera.latency_ms together"
+            )
 
     def _leave_time_for(self, camera: OpenCvCameraConfig) -> None:
         """With one part per frame the line itself waits for the camera; the watchdog must not take that for stuck."""

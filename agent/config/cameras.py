@@ -49,14 +49,16 @@ class OpenCvCameraConfig:
     Attributes:
         kind: `opencv`.
         name: how messages and logs call it.
-        source: device number (`"0"`), `/dev/v4l/by-id/…`, a video file, or an `rtsp://` or `http://` URL.
-        width_px: asked of the device; 0 leaves it alone.
-        height_px: asked of the device; 0 leaves it alone.
+        source: `/dev/v4l/by-id/…` or `by-path/…`, a device number (`"0"`), a video file, or an `rtsp://` or `http://`
+            URL. Numbers change with the order in which cameras are found; `by-id` follows the camera (its serial
+            number), `by-path` the socket that it is plugged into, for cameras that have none.
+        width_px: asked of the device; 0 leaves it to OpenCV, which asks for 640 x 480.
+        height_px: asked of the device; 0 as for the width.
         fps: asked of the device; 0 leaves it alone.
         pixel_format: four letters asked of the device, such as `MJPG`, `YUYV`, `GREY`; empty leaves it alone.
-        exposure_us: exposure of the device in microseconds; empty leaves it to the device (automatic).
+        exposure_us: exposure of the device in microseconds, in steps of 100; empty leaves it to the device (automatic).
         gain: of the device, in its own unit; empty leaves it to the device.
-        transport: of an RTSP stream.
+        transport: of an RTSP stream; `udp` loses packets where `tcp` waits.
         open_timeout_ms: longest time to open a stream.
         read_timeout_ms: longest time without a frame; then the camera counts as lost.
         reopen_s: shortest wait before a lost camera is opened again; grows to eight times that.
@@ -77,6 +79,7 @@ class OpenCvCameraConfig:
     open_timeout_ms: int = _key(3_000, low=100, high=60_000)
     read_timeout_ms: int = _key(2_000, low=50, high=60_000)
     reopen_s: float = _key(1.0, low=0.1, high=60)
+    latency_ms: float = _key(100.0, low=0, high=60_000)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +89,11 @@ class GStreamerCameraConfig:
     Attributes:
         kind: `gstreamer`.
         name: how messages and logs call it.
-        pipeline: elements up to raw video, without a sink: `v4l2src device=/dev/video0 ! videoconvert`.
+        pipeline: elements up to raw video or `image/jpeg`, without a sink: `rtspsrc location=… ! decodebin`.
         read_timeout_ms: longest time without a frame; then the camera counts as lost.
         reopen_s: shortest wait before a lost camera is opened again; grows to eight times that.
-        latency_ms: longest time from the start of an exposure until its frame is here, where the driver does not say;
-            a triggered part takes only a frame that is later than its trigger by this much.
+        latency_ms: longest time from the start of an exposure until the source stamps its frame, or, without a stamp,
+            until the frame is here; a triggered part takes only a frame that is later than its trigger by this much.
     """
 
     kind: Literal["gstreamer"]
@@ -110,16 +113,16 @@ class ArgusCameraConfig:
         name: how messages and logs call it.
         sensor: number of the sensor.
         sensor_mode: of the driver; empty leaves the choice to it.
-        width_px: of the frame.
-        height_px: of the frame.
+        width_px: of the sensor's picture, before `flip`.
+        height_px: of the sensor's picture, before `flip`.
         fps: frames per second.
         exposure_us: microseconds; empty is automatic.
         gain: analogue gain; empty is automatic.
-        flip: `nvvidconv`'s flip-method, 0 to 7.
+        flip: `nvvidconv`'s flip-method, 0 to 7; an odd one swaps width and height.
         read_timeout_ms: longest time without a frame; then the camera counts as lost.
         reopen_s: shortest wait before a lost camera is opened again; grows to eight times that.
-        latency_ms: longest time from the start of an exposure until its frame is here, where the driver does not say;
-            a triggered part takes only a frame that is later than its trigger by this much.
+        latency_ms: longest time from the start of an exposure until the source stamps its frame, or, without a stamp,
+            until the frame is here; a triggered part takes only a frame that is later than its trigger by this much.
     """
 
     kind: Literal["argus"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from agent.errors import ConfigError
 from agent.typed_yaml import key as _key
 
 __all__ = [
@@ -39,29 +40,50 @@ class GpioOutputConfig:
 
     Attributes:
         chip: of the lines, `/dev/gpiochip0`.
-        ok: line that is active for an ok part only, while `valid` is; -1 is none.
-        not_ok: line that is active for any other decision; -1 is none.
-        valid: line that is active while a result stands; -1 is none.
-        ready: line that is active while a trigger will be taken; -1 is none.
-        busy: line that is active while a part is judged; -1 is none.
-        alive: line that is active while the agent works and has no fault; -1 is none.
-        strobe: line that is active during the exposure; -1 is none.
-        ack: input line by which the PLC takes a result; -1 holds results for `hold_ms`.
-        active_low: lines are active at 0 V.
+        ok: line that is active for an ok part only, while `valid` is; empty for none.
+        not_ok: line that is active for any other decision; empty for none.
+        valid: line that is active while a result stands; empty for none.
+        ready: line that is active while a trigger will be taken; empty for none.
+        busy: line that is active from a part's trigger until its result stands; empty for none.
+        alive: line that is active while the agent works and has no fault; empty for none.
+        strobe: line that is active during the exposure; empty for none.
+        ack: input line by which the PLC takes a result; empty holds results for `hold_ms`.
+        active_low: lines are active at 0 V, `ack` too.
         hold_ms: how long a result stands without `ack`, and at most with it.
+        setup_ms: how long `ok` and `not_ok` stand before `valid` comes and after it has gone.
+        gap_ms: how long all three are off between two results.
+        heartbeat_ms: `alive` changes its level this often while all is well; 0 keeps it active.
     """
 
     chip: str = _key("/dev/gpiochip0", pattern=r"/dev/[\w/-]{1,60}", form="a device such as /dev/gpiochip0")
-    ok: int = _key(-1, low=-1, high=1_023)
-    not_ok: int = _key(-1, low=-1, high=1_023)
-    valid: int = _key(-1, low=-1, high=1_023)
-    ready: int = _key(-1, low=-1, high=1_023)
-    busy: int = _key(-1, low=-1, high=1_023)
-    alive: int = _key(-1, low=-1, high=1_023)
-    strobe: int = _key(-1, low=-1, high=1_023)
-    ack: int = _key(-1, low=-1, high=1_023)
+    ok: int | None = _key(None, low=0, high=1_023)
+    not_ok: int | None = _key(None, low=0, high=1_023)
+    valid: int | None = _key(None, low=0, high=1_023)
+    ready: int | None = _key(None, low=0, high=1_023)
+    busy: int | None = _key(None, low=0, high=1_023)
+    alive: int | None = _key(None, low=0, high=1_023)
+    strobe: int | None = _key(None, low=0, high=1_023)
+    ack: int | None = _key(None, low=0, high=1_023)
     active_low: bool = False
     hold_ms: float = _key(50.0, low=1, high=60_000)
+    setup_ms: float = _key(1.0, low=0, high=1_000)
+    gap_ms: float = _key(5.0, low=0, high=60_000)
+    heartbeat_ms: float = _key(0.0, low=0, high=60_000)
+
+    def __post_init__(self) -> None:
+        names = ("ok", "not_ok", "valid", "ready", "busy", "alive", "strobe", "ack")
+        used = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        got = ", ".join(f"{name} {line}" for name, line in used.items())
+        problem = ""
+        if len(set(used.values())) != len(used):
+            problem = f"got {got}, expected different lines"
+        elif used.keys() & {"ok", "not_ok", "valid", "ack"} and not used.keys() >= {"ok", "valid"}:
+            problem = f"got {got}, expected both ok and valid"
+        if problem:
+            raise ConfigError(
+                f"outputs.gpio: {problem}",
+                hint="a part is ok only while ok and valid are both active, so that a broken wire reads as not ok",
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

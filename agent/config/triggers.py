@@ -95,6 +95,7 @@ class TcpTriggerConfig:
         kind: `tcp`.
         host: address to listen on; beyond loopback only where the configuration says so.
         port: TCP port.
+        senders: connections that may trigger at the same time; triggers of others are refused with an `error` verdict.
         part_prefix: generated part ids begin with it.
         delay_ms: from the trigger to the exposure.
         waiting: triggers that may wait while a part is judged; one beyond them gets an `error` verdict at once.
@@ -103,6 +104,7 @@ class TcpTriggerConfig:
     kind: Literal["tcp"]
     host: str = _key("127.0.0.1", pattern=r"[0-9a-fA-F.:]{2,45}", form="an IP address")
     port: int = _key(5_020, low=1, high=65_535)
+    senders: int = _key(1, low=1, high=16)
     part_prefix: str = _key("part", pattern=r"[\w.-]{1,40}", form="1 to 40 letters, digits, `_`, `.` or `-`")
     delay_ms: float = _key(0.0, low=0, high=60_000)
     waiting: int = _key(1, low=0, high=10_000)

@@ -6,13 +6,14 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from agent.board import Board
 from agent.bundle import BoxDecoder, Bundle, Tensor
 from agent.config import AgentConfig, EngineConfig
+from agent.engines.trt_cache import CacheUnusable, EngineCache, EngineKey
 from agent.errors import AgentError, BundleError, ConfigError, EngineError
 from agent.log import log_event
 
@@ -20,11 +21,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from agent.engines.onnxrt import OnnxRuntimeEngine
-    from agent.engines.trt_cache import EngineCache
 
-__all__ = ["BEFORE_BUILD", "FALL_BACK", "Engine", "fell_back", "is_tensorrt_expected", "open_cache", "open_engine"]
-
-E = TypeVar("E", bound="Engine")
+__all__ = [
+    "BEFORE_BUILD",
+    "FALL_BACK",
+    "Engine",
+    "OpenedEngine",
+    "fell_back",
+    "goes_live",
+    "is_tensorrt_expected",
+    "open_cache",
+    "open_engine",
+]
 
 log = logging.getLogger("agent.engines")
 
@@ -61,6 +69,20 @@ class Engine(Protocol):
         ...
 
 
+class OpenedEngine(Engine, Protocol):
+    """What `open_engine` gives: an engine that also says exactly what it is."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """All that its answers and its speed depend on beside the bundle; a difference in any part is another engine.
+
+        `kind` is the runtime. ONNX Runtime: `onnxruntime` (its version), `graph`, `threads`. TensorRT: the fields of
+        `EngineKey`. `stands_in_for` is there after a fall-back. What may change without a new engine is not in it: the
+        memory that the picture lies in, a CUDA graph, the reason for a fall-back.
+        """
+        ...
+
+
 FALL_BACK = "fell back from TensorRT"
 """Stands in the name of an engine that is not the one that `auto` would have taken."""
 
@@ -77,8 +99,8 @@ def open_engine(
     *,
     cache: EngineCache | None = None,
     building: Callable[[str, int, int], None] | None = None,
-    is_live: bool = False,
-) -> Engine:
+    must_keep: bool = False,
+) -> OpenedEngine:
     """Open the engine that the configuration asks for, and run it once on a grey picture.
 
     The run is the proof that the graph takes the manifest's input and gives its outputs, and takes the cost of the
@@ -93,32 +115,41 @@ def open_engine(
         config: what to run it on.
         cache: where compiled engines are kept; without one `trt` compiles for this process alone.
         building: told while an engine is compiled: the phase, steps done, steps in all; called once before it begins.
-        is_live: parts will be judged with it; the cache keeps the last such engine whatever its quota.
+        must_keep: an engine that has to be compiled and can't be kept is an error, also for `auto`, before it is
+            compiled; else it runs from memory.
 
     Raises:
         ConfigError: the bundle has no graph of the kind asked for.
+        CacheUnusable: with `must_keep`.
         EngineError: the graph can't be loaded, does not fit the manifest, or fails.
     """
     if config.kind == "trt":
-        return _open_tensorrt(bundle, config, cache, building, is_live=is_live)
+        return _open_tensorrt(bundle, config, cache, building, must_keep=must_keep)
     fault: AgentError | None = None
     if config.kind == "auto" and config.graph == "auto" and cache is not None and is_tensorrt_expected():
         try:
-            return _open_tensorrt(bundle, config, cache, building, is_live=is_live)
+            return _open_tensorrt(bundle, config, cache, building, must_keep=must_keep)
         except (EngineError, BundleError) as error:
+            if must_keep and isinstance(error, CacheUnusable):
+                raise
             fault = error
     engine = _open_onnxruntime(bundle, config)
     if fault is not None:
         engine.name = f"{engine.name} ({FALL_BACK}: {' '.join(fault.message.split())[:MAX_REASON]})"
+        engine.identity = {**engine.identity, "stands_in_for": "TensorRT"}
         log_event(log, "engine_fell_back", logging.WARNING, engine=engine.name, hint=fault.hint)
     return engine
 
 
 def open_cache(config: AgentConfig) -> EngineCache:
     """The station's compiled engines; the folder is made when something is written."""
-    from agent.engines.trt_cache import EngineCache
-
     return EngineCache(config.engines_dir, config.engine.tensorrt.cache_mb * 1_000_000)
+
+
+def goes_live(engine: OpenedEngine, cache: EngineCache) -> None:
+    """Parts will be judged with it: the cache keeps the last such engine, whatever its quota. Never raises."""
+    if engine.kind == "trt":
+        cache.mark_good(EngineKey.from_identity(engine.identity))
 
 
 def fell_back(engine: Engine) -> bool:
@@ -143,14 +174,18 @@ def _open_tensorrt(
     cache: EngineCache | None,
     building: Callable[[str, int, int], None] | None,
     *,
-    is_live: bool,
-) -> Engine:
+    must_keep: bool,
+) -> OpenedEngine:
     from agent.engines.trt_open import open_tensorrt
 
-    engine, key = open_tensorrt(bundle, config, cache=cache, building=building)
-    _tried(engine, bundle, is_compiled=True)
-    if cache is not None and is_live:
-        cache.mark_good(key)
+    engine, _key = open_tensorrt(
+        bundle,
+        config,
+        cache=cache,
+        building=building,
+        must_keep=must_keep,
+        prove=lambda engine: _try(engine, bundle, is_compiled=True),
+    )
     return engine
 
 
@@ -171,13 +206,8 @@ def _open_onnxruntime(bundle: Bundle, config: EngineConfig) -> OnnxRuntimeEngine
         spec=manifest.input,
         outputs=manifest.outputs,
     )
-    return _tried(engine, bundle)
-
-
-def _tried(engine: E, bundle: Bundle, *, is_compiled: bool = False) -> E:
-    """The engine, after it has run once; closed when it fails."""
     try:
-        _try(engine, bundle, is_compiled=is_compiled)
+        _try(engine, bundle, is_compiled=False)
     except BaseException:
         engine.close()
         raise

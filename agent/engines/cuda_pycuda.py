@@ -95,7 +95,7 @@ class PyCudaDevice:
         self.is_integrated = bool(handle.get_attribute(attributes.INTEGRATED))
         self.can_map = bool(handle.get_attribute(attributes.CAN_MAP_HOST_MEMORY))
         self.cuda = ".".join(str(part) for part in self._driver.get_version()[:2])
-        self.driver = cuda_version(self._driver.get_driver_version())
+        self.driver_cuda = cuda_version(self._driver.get_driver_version())
 
     def free_bytes(self) -> int:
         """See `Device.free_bytes`."""

@@ -88,7 +88,7 @@ class CudaPythonDevice:
         self.is_integrated = bool(attribute("INTEGRATED"))
         self.can_map = bool(attribute("CAN_MAP_HOST_MEMORY"))
         self.cuda = cuda_version(int(cuda.CUDA_VERSION))
-        self.driver = cuda_version(int(self._do(what, "cuDriverGetVersion")))
+        self.driver_cuda = cuda_version(int(self._do(what, "cuDriverGetVersion")))
 
     def free_bytes(self) -> int:
         """See `Device.free_bytes`."""

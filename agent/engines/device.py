@@ -73,8 +73,8 @@ class Device(Protocol):
         ...
 
     @property
-    def driver(self) -> str:
-        """The newest CUDA version that the driver can do: `12.6`."""
+    def driver_cuda(self) -> str:
+        """The newest CUDA version that the driver can do: `12.6`. It is not the driver's own version."""
         ...
 
     @property

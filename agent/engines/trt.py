@@ -83,6 +83,9 @@ class TensorRtEngine:
         mapped: input and outputs lie in host memory that the GPU sees, and nothing is copied.
         dla_core: the DLA core that the plan was built for.
 
+    Attributes:
+        identity: see `OpenedEngine`; who knows what the plan was compiled for says it here.
+
     Raises:
         PlanRefused: the plan is of another TensorRT, for another GPU, or damaged.
         EngineError: out of memory, inputs or outputs that are not the manifest's, or a failure of the GPU.
@@ -114,6 +117,7 @@ class TensorRtEngine:
         self._roles = {role: name for role, name in dataclasses.asdict(outputs).items() if name is not None}
         self.notes: tuple[str, ...] = ()
         self.name = f"{api.name} {device.name} {label}"
+        self.identity: Mapping[str, str] = {"kind": self.kind}
         try:
             with device.current():
                 self._load(plan, dla_core)

@@ -25,6 +25,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,9 +34,10 @@ from typing import Any
 from agent.errors import EngineError
 from agent.log import log_event
 
-__all__ = ["EngineCache", "EngineKey", "user_cache_dir"]
+__all__ = ["CacheUnusable", "EngineCache", "EngineKey", "user_cache_dir"]
 
 SCHEMA = 1
+_PLAN = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.plan")
 _DIGEST_BYTES = 32
 _KEPT = "the engines that were there before are untouched"
 
@@ -51,8 +53,10 @@ class EngineKey:
         tensorrt: its version, `10.3.0`.
         compute_capability: of the GPU, `(8, 7)`.
         device: the GPU's name.
-        cuda: version of the CUDA runtime.
-        driver: version of the driver.
+        cuda: the CUDA that the library which moves the pictures was built for, `12.6`.
+        driver_cuda: the newest CUDA that the driver can do, `12.6`.
+        driver: NVIDIA's driver, `535.129.03`; on a Jetson the release of Jetson Linux that it is a part of, `R36.4.3`;
+            empty where nobody says.
         precision: `int8`, `fp16` or `fp32`.
         options: the builder's other options, as canonical text.
     """
@@ -62,6 +66,7 @@ class EngineKey:
     compute_capability: tuple[int, int]
     device: str
     cuda: str
+    driver_cuda: str
     driver: str
     precision: str
     options: str
@@ -73,6 +78,22 @@ class EngineKey:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {**dataclasses.asdict(self), "compute_capability": list(self.compute_capability)}
+
+    def identity(self) -> dict[str, str]:
+        """The same as texts, as `OpenedEngine.identity` has them."""
+        capability = ".".join(map(str, self.compute_capability))
+        return {"kind": "trt", **dataclasses.asdict(self), "compute_capability": capability}
+
+    @classmethod
+    def from_identity(cls, identity: Mapping[str, str]) -> EngineKey:
+        """The way back."""
+        texts: dict[str, Any] = {field.name: identity[field.name] for field in dataclasses.fields(cls)}
+        major, minor = map(int, texts["compute_capability"].split("."))
+        return cls(**{**texts, "compute_capability": (major, minor)})
+
+
+class CacheUnusable(EngineError):  # noqa: N818 - says what it is
+    """The folder can't be read or written: no room, no right. The engines that were there before are untouched."""
 
 
 class EngineCache:
@@ -94,7 +115,7 @@ class EngineCache:
         A damaged one is removed, and that is logged; so the caller compiles it anew.
 
         Raises:
-            EngineError: the folder can't be read.
+            CacheUnusable: the folder can't be read, or a damaged plan not be removed.
         """
         entry = self._entry(key)
         while entry is not None:
@@ -115,7 +136,9 @@ class EngineCache:
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise EngineError(f"{self.folder}: can't be read ({error.strerror})", hint=_rights(self.folder)) from error
+            raise CacheUnusable(
+                f"{self.folder}: can't be read ({error.strerror})", hint=_rights(self.folder)
+            ) from error
 
     def keep(self, key: EngineKey, plan: bytes, facts: Mapping[str, Any]) -> Path:
         """Put a plan on the disk, whole or not at all, in the place of an earlier one for the same key.
@@ -129,7 +152,7 @@ class EngineCache:
             The plan's file.
 
         Raises:
-            EngineError: it can't be written; the engines that were there before are untouched.
+            CacheUnusable: it can't be written.
         """
         sha256 = hashlib.sha256(plan).hexdigest()
         path = self.folder / f"{key.digest()}-{sha256[:16]}.plan"
@@ -163,7 +186,7 @@ class EngineCache:
         """Add facts to an engine that is there.
 
         Raises:
-            EngineError: they can't be written.
+            CacheUnusable: they can't be written.
         """
         with self._writing(0):
             entry = self._entry(key)
@@ -212,14 +235,10 @@ class EngineCache:
         """Refuse early what would not fit later.
 
         Raises:
-            EngineError: there is less room; the folder can't be made.
+            CacheUnusable: there is less room; the folder can't be made or written to.
         """
         with self._writing(n_bytes):
             pass
-
-    @property
-    def _make_room(self) -> str:
-        return f"free some space there, or set engine.tensorrt.cache_dir to a larger disk: df {self.folder}"
 
     def _sidecar(self, key: EngineKey) -> Path:
         return self.folder / f"{key.digest()}.json"
@@ -246,8 +265,9 @@ class EngineCache:
             self._make_folder()
             fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            hint = self._make_room if error.errno == errno.ENOSPC else _rights(self.folder)
-            raise EngineError(f"{self.folder}: can't be written to ({error.strerror})", hint=hint) from error
+            raise CacheUnusable(
+                f"{self.folder}: can't be written to ({error.strerror})", hint=_remedy(error, self.folder)
+            ) from error
         try:
             self._hand_over(fd)
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -255,15 +275,15 @@ class EngineCache:
             state = os.fstatvfs(fd)
             free = state.f_bavail * state.f_frsize
             if n_bytes > free:
-                raise EngineError(
+                raise CacheUnusable(
                     f"{self.folder}: no room for the engine: it has {_mb(n_bytes)}, {_mb(free)} are free; {_KEPT}",
-                    hint=self._make_room,
+                    hint=_make_room(self.folder),
                 )
             yield
         except OSError as error:
-            raise EngineError(
+            raise CacheUnusable(
                 f"{self.folder}: the engine can't be written ({error.strerror}); {_KEPT}",
-                hint=self._make_room,
+                hint=_remedy(error, self.folder),
             ) from error
         finally:
             os.close(fd)
@@ -337,7 +357,7 @@ def _read_entry(path: Path) -> dict[str, Any] | None:
         return None
     wanted = {"schema": int, "plan": str, "sha256": str, "bytes": int, "key": dict, "facts": dict}
     fits = isinstance(raw, dict) and all(isinstance(raw.get(name), kind) for name, kind in wanted.items())
-    if not fits or raw["schema"] != SCHEMA or "/" in raw["plan"]:
+    if not fits or raw["schema"] != SCHEMA or not _PLAN.fullmatch(raw["plan"]):
         return None
     return dict(raw)
 
@@ -352,6 +372,23 @@ def _sync(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _remedy(error: OSError, folder: Path) -> str:
+    """What helps against what the disk said."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return _make_room(folder)
+    if error.errno == errno.EROFS:
+        return f"it is mounted read-only: set engine.tensorrt.cache_dir to another place; findmnt -T {folder}"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"a file stands where a folder should: set engine.tensorrt.cache_dir to another place; ls -ld {folder}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return _rights(folder)
+    return f"see the message, and `dmesg` for the disk's own words; ls -ld {folder}"
+
+
+def _make_room(folder: Path) -> str:
+    return f"free some space there, or set engine.tensorrt.cache_dir to a larger disk: df {folder}"
 
 
 def _rights(folder: Path) -> str:

@@ -3,29 +3,31 @@
 ```text
 bundle ─ graphs ─┐
 TensorRT, GPU ───┼─▶ key ─▶ cache.find ─▶ plan ─▶ TensorRtEngine ─▶ run once ─▶ cache.mark_good
-options ─────────┘            │ none, damaged, or refused by TensorRT
+options ─────────┘            │ none, damaged, refused by TensorRT, or (once) no good when it runs
                               └─▶ build_plan ─▶ cache.keep
 ```
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from agent.board import Board
 from agent.engines import BEFORE_BUILD
-from agent.engines.device import Device, open_device
+from agent.engines.device import Device, OutOfDeviceMemory, open_device
 from agent.engines.trt import PlanRefused, TensorRtEngine
 from agent.engines.trt_api import TensorRt, load_tensorrt
 from agent.engines.trt_build import BuildOptions, BuiltPlan, Graphs, build_plan
-from agent.engines.trt_cache import EngineCache, EngineKey
+from agent.engines.trt_cache import CacheUnusable, EngineCache, EngineKey
 from agent.errors import EngineError
 from agent.log import log_event
 
@@ -34,10 +36,14 @@ if TYPE_CHECKING:
     from agent.config import EngineConfig, TensorRtConfig
 
 __all__ = [
+    "FAILED",
+    "NOT_RUN",
     "Building",
+    "MemoryChoice",
     "Prepared",
     "choose_memory",
     "graphs_of",
+    "identity_here",
     "key_for",
     "open_tensorrt",
     "options_for",
@@ -53,6 +59,10 @@ Building = Callable[[str, int, int], None]
 
 COMPARED = 50
 """Inferences with each kind of memory; the first fifth warms up."""
+
+FAILED, NOT_RUN = "failed", "it has not run yet"
+"""The fact of a plan in the cache that loads and does not work: why. It is not compiled anew a second time; nor is one
+that was compiled a moment ago."""
 
 ENGINE_ROOM = 16_000_000
 """What a plan may take beside its weights: kernels, tables."""
@@ -127,8 +137,18 @@ def room_for(bundle: Bundle) -> int:
     return bundle.entries[bundle.manifest.graphs["fp32"]].size + ENGINE_ROOM if "fp32" in bundle.manifest.graphs else 0
 
 
-def key_for(graphs: Graphs, options: BuildOptions, api: TensorRt, device: Device) -> EngineKey:
-    """All that the engine will depend on."""
+def key_for(
+    graphs: Graphs, options: BuildOptions, api: TensorRt, device: Device, *, board: Board | None = None
+) -> EngineKey:
+    """All that the engine will depend on.
+
+    Args:
+        graphs: that it may be compiled from.
+        options: the builder's.
+        api: TensorRT.
+        device: the GPU.
+        board: says which driver is here.
+    """
     digest = hashlib.sha256()
     for field in dataclasses.fields(graphs):
         data = getattr(graphs, field.name)
@@ -139,7 +159,8 @@ def key_for(graphs: Graphs, options: BuildOptions, api: TensorRt, device: Device
         compute_capability=device.compute_capability,
         device=device.name,
         cuda=device.cuda,
-        driver=device.driver,
+        driver_cuda=device.driver_cuda,
+        driver=(board or Board()).gpu_driver() or "",
         precision=options.precision,
         options=options.key(),
     )
@@ -170,7 +191,8 @@ def prepare(
         rebuild: compile, whatever the cache has.
 
     Raises:
-        EngineError: it can't be compiled, or (`must_keep`) kept.
+        CacheUnusable: with `must_keep`.
+        EngineError: it can't be compiled.
         BundleError: the bundle can't be used.
     """
     graphs, options = graphs_of(bundle), options_for(bundle, config)
@@ -198,8 +220,13 @@ def open_tensorrt(
     cache: EngineCache | None = None,
     building: Building | None = None,
     mapped: bool | None = None,
+    must_keep: bool = False,
+    prove: Callable[[TensorRtEngine], None] = lambda _engine: None,
 ) -> tuple[TensorRtEngine, EngineKey]:
     """Open the bundle on this machine's GPU; gives the engine, and what it was compiled for.
+
+    A plan from the cache that TensorRT refuses, or that loads and can't be proven, is compiled anew: once, and that is
+    remembered, for minutes at every start would not help either.
 
     Args:
         bundle: what is to run.
@@ -207,34 +234,123 @@ def open_tensorrt(
         cache: where plans are kept; None compiles for this process alone.
         building: told while it compiles.
         mapped: the GPU reads the picture where it lies; None is what the configuration says, or accept has measured.
+        must_keep: see `prepare`.
+        prove: runs the engine once; raises EngineError when it is no good.
 
     Raises:
-        EngineError: there is no TensorRT or no GPU, or the engine can't be compiled or loaded.
+        EngineError: there is no TensorRT or no GPU, or the engine can't be compiled, loaded or proven.
         BundleError: the bundle can't be used.
     """
-    api = load_tensorrt()
-    device = open_device(config.tensorrt.cuda)
+    asked = _Asked(bundle, config, cache, building, mapped, must_keep, prove)
     try:
-        found = prepare(bundle, config, api=api, device=device, cache=cache, building=building)
-        try:
-            return _load(found, bundle, config, api, device, cache, mapped), found.key
-        except PlanRefused as error:
-            if found.built is not None or cache is None:
-                raise
-            _drop(cache, found.key, f"TensorRT refuses the plan: {error.message}")
-        found = prepare(bundle, config, api=api, device=device, cache=cache, building=building, rebuild=True)
-        return _load(found, bundle, config, api, device, cache, mapped), found.key
+        return _opened(asked, rebuild=False)
+    except _CompileAnew:
+        pass
+    return _opened(asked, rebuild=True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """What `open_tensorrt` was asked for."""
+
+    bundle: Bundle
+    config: EngineConfig
+    cache: EngineCache | None
+    building: Building | None
+    mapped: bool | None
+    must_keep: bool
+    prove: Callable[[TensorRtEngine], None]
+
+
+class _CompileAnew(Exception):  # noqa: N818 - says what is to be done
+    """The plan from the cache is no good, and compiling it again was not tried yet."""
+
+
+def _opened(asked: _Asked, *, rebuild: bool) -> tuple[TensorRtEngine, EngineKey]:
+    api = load_tensorrt()
+    device = open_device(asked.config.tensorrt.cuda)
+    try:
+        found = prepare(
+            asked.bundle,
+            asked.config,
+            api=api,
+            device=device,
+            cache=asked.cache,
+            building=asked.building,
+            must_keep=asked.must_keep,
+            rebuild=rebuild,
+        )
+        engine = _loaded(found, asked, api, device)
     except BaseException:
         device.close()
         raise
+    try:
+        asked.prove(engine)
+    except BaseException as error:
+        engine.close()
+        if isinstance(error, EngineError) and asked.cache is not None and not isinstance(error, OutOfDeviceMemory):
+            _unproven(asked.cache, found, error)
+        raise
+    if asked.cache is not None and asked.cache.facts(found.key).get(FAILED) is not None:
+        _note(asked.cache, found.key, None)
+    return engine, found.key
 
 
-def choose_memory(bundle: Bundle, config: EngineConfig, cache: EngineCache) -> dict[str, float] | None:
+def _loaded(found: Prepared, asked: _Asked, api: TensorRt, device: Device) -> TensorRtEngine:
+    try:
+        return _load(found, asked.bundle, asked.config, api, device, asked.cache, asked.mapped)
+    except PlanRefused as error:
+        if found.built is not None or asked.cache is None:
+            raise
+        _drop(asked.cache, found.key, f"TensorRT refuses the plan: {error.message}")
+        raise _CompileAnew from error
+
+
+def _unproven(cache: EngineCache, found: Prepared, error: EngineError) -> None:
+    """A plan that loads and does not work: note it, and have one from the cache compiled anew, unless that was done."""
+    before = cache.facts(found.key).get(FAILED)
+    _note(cache, found.key, error.message)
+    log_event(log, "engine_unproven", logging.WARNING, engine=found.key.digest(), reason=error.message)
+    if found.built is None and before is None:
+        raise _CompileAnew from error
+    if before not in (None, NOT_RUN):
+        raise EngineError(
+            f"{error.message}; compiling it anew did not help before",
+            hint=f"defect-agent build-engine --config FILE --rebuild; {error.hint or 'or take the bundle before'}",
+        ) from error
+
+
+def _note(cache: EngineCache, key: EngineKey, failed: str | None) -> None:
+    with contextlib.suppress(CacheUnusable):  # then it is compiled again next time
+        cache.note(key, **{FAILED: failed})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryChoice:
+    """Whether pictures are better copied or mapped.
+
+    Attributes:
+        median_ms: of one inference, `copied` and `mapped`.
+        is_noted: later starts take the faster one; else the cache can't be written.
+    """
+
+    median_ms: dict[str, float]
+    is_noted: bool
+
+    @property
+    def fastest(self) -> str:
+        """`copied` or `mapped`."""
+        return min(self.median_ms, key=lambda memory: self.median_ms[memory])
+
+
+def choose_memory(bundle: Bundle, config: EngineConfig, cache: EngineCache) -> MemoryChoice | None:
     """Measure whether this engine is faster when the GPU reads the picture where it lies, and note it for later starts.
 
+    Both are open at once and take turns, so that a clock that changes meanwhile favours neither.
+
     Returns:
-        Median milliseconds of one inference, `copied` and `mapped`; None where the GPU has memory of its own, or the
-        CUDA library can't map: then there is no choice.
+        None where the GPU has memory of its own, the CUDA library can't map, or both do not fit into the memory: then
+        there is no choice.
 
     Raises:
         EngineError: the engine can't be opened, or an inference failed.
@@ -244,26 +360,52 @@ def choose_memory(bundle: Bundle, config: EngineConfig, cache: EngineCache) -> d
     device.close()
     if not has_choice:
         return None
-    taken: dict[str, float] = {}
-    for memory in ("copied", "mapped"):
-        engine, key = open_tensorrt(bundle, config, cache=cache, mapped=memory == "mapped")
-        try:
-            taken[memory] = _median_ms(engine, bundle)
-        finally:
+    engines: dict[str, TensorRtEngine] = {}
+    try:
+        for memory in ("copied", "mapped"):
+            engines[memory], key = open_tensorrt(bundle, config, cache=cache, mapped=memory == "mapped")
+        taken = _medians_ms(engines, bundle)
+    except OutOfDeviceMemory as error:
+        log_event(log, "memory_not_compared", logging.WARNING, reason=error.message)
+        return None
+    finally:
+        for engine in engines.values():
             engine.close()
-    cache.note(key, memory=min(taken, key=lambda memory: taken[memory]))
-    return taken
+    choice = MemoryChoice(median_ms=taken, is_noted=True)
+    try:
+        cache.note(key, memory=choice.fastest)
+    except CacheUnusable as error:
+        log_event(log, "memory_not_noted", logging.WARNING, reason=error.message, hint=error.hint)
+        return dataclasses.replace(choice, is_noted=cache.facts(key).get("memory", "copied") == choice.fastest)
+    return choice
 
 
-def _median_ms(engine: TensorRtEngine, bundle: Bundle) -> float:
+def _medians_ms(engines: Mapping[str, TensorRtEngine], bundle: Bundle) -> dict[str, float]:
+    """Of one inference each, in turn; the first fifth warms up."""
     spec = bundle.manifest.input
     picture = np.random.default_rng(1).integers(0, 256, (1, spec.height_px, spec.width_px, 3), dtype=np.uint8)
-    taken = []
+    taken: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(COMPARED):
-        start = time.perf_counter_ns()
-        engine.infer(picture)
-        taken.append((time.perf_counter_ns() - start) / 1e6)
-    return statistics.median(taken[COMPARED // 5 :])
+        for name, engine in engines.items():
+            start = time.perf_counter_ns()
+            engine.infer(picture)
+            taken[name].append((time.perf_counter_ns() - start) / 1e6)
+    return {name: statistics.median(ms[COMPARED // 5 :]) for name, ms in taken.items()}
+
+
+def identity_here(bundle: Bundle, config: EngineConfig) -> dict[str, str]:
+    """The identity that the bundle's engine would have on this machine's GPU; nothing is compiled.
+
+    Raises:
+        EngineError: there is no TensorRT or no GPU.
+        BundleError: the bundle can't be used.
+    """
+    api = load_tensorrt()
+    device = open_device(config.tensorrt.cuda)
+    try:
+        return key_for(graphs_of(bundle), options_for(bundle, config), api, device).identity()
+    finally:
+        device.close()
 
 
 def _load(
@@ -279,7 +421,7 @@ def _load(
         noted = {} if cache is None else cache.facts(found.key)
         memory = config.tensorrt.memory
         mapped = memory == "mapped" or (memory == "auto" and noted.get("memory") == "mapped")
-    return TensorRtEngine(
+    engine = TensorRtEngine(
         found.plan,
         api=api,
         device=device,
@@ -289,6 +431,8 @@ def _load(
         mapped=mapped,
         dla_core=config.tensorrt.dla_core,
     )
+    engine.identity = found.key.identity()
+    return engine
 
 
 def _find(cache: EngineCache, key: EngineKey, *, must_keep: bool) -> bytes | None:

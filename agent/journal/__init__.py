@@ -21,6 +21,7 @@ What holds:
 - A part that was triggered and has no verdict when the agent dies gets an `error` verdict at the next `open()`, before
   anything else is written.
 - Verdict, its messages and the removal of its trigger are one transaction.
+- Every trigger is accounted for: `stats().ledger` closes at any time, `JournalReader.ledger_faults()` proves it.
 - When the disk is full, pictures go first, then a reserve is given up; when that is gone too, every waiting and every
   later call raises `JournalError`.
 
@@ -50,7 +51,8 @@ yields `StoredVerdict`s, `stats()` the same numbers, `image_path(rec)` the pictu
 from __future__ import annotations
 
 from agent.journal.journal import Journal, Receipt
+from agent.journal.ledger import Ledger
 from agent.journal.outbox import Outbox, OutboxRow
 from agent.journal.reader import JournalReader, JournalStats, StoredVerdict
 
-__all__ = ["Journal", "JournalReader", "JournalStats", "Outbox", "OutboxRow", "Receipt", "StoredVerdict"]
+__all__ = ["Journal", "JournalReader", "JournalStats", "Ledger", "Outbox", "OutboxRow", "Receipt", "StoredVerdict"]

@@ -25,6 +25,7 @@ from agent.messages import (
     ImageRef,
     Milliseconds,
     VerdictMessage,
+    ViewMessage,
     rfc3339,
     to_json,
 )
@@ -98,10 +99,8 @@ def draft_from_verdict(verdict: Verdict, *, boot: str, keep: Literal["flagged", 
     frame = inspection.frame
     flagged = verdict.decision is not Decision.OK
     wanted = frame is not None and (keep == "all" or (keep == "flagged" and flagged))
-    if frame is not None or inspection.heatmap is not None:
-        verdict = dataclasses.replace(verdict, inspection=dataclasses.replace(inspection, frame=None, heatmap=None))
     return Draft(
-        verdict=verdict,
+        verdict=_without_pictures(verdict),
         moment=inspection.part.triggered if frame is None else frame.captured,
         trigger_boot=boot,
         image=frame.image if frame is not None and wanted else None,
@@ -125,6 +124,22 @@ def interrupted_draft(part: Part, *, boot: str, now: Stamp, why: str) -> Draft:
         moment=Stamp(part.triggered.utc_ms, now.mono_ns),
         trigger_boot=boot,
     )
+
+
+def _without_pictures(verdict: Verdict) -> Verdict:
+    inspection, views = verdict.inspection, _views_of(verdict)
+    if inspection.frame is None and inspection.heatmap is None and not views:
+        return verdict
+    changes: dict[str, Any] = {"inspection": dataclasses.replace(inspection, frame=None, heatmap=None)}
+    if views:
+        changes["views"] = tuple(dataclasses.replace(view, verdict=_without_pictures(view.verdict)) for view in views)
+    return dataclasses.replace(verdict, **changes)
+
+
+def _views_of(verdict: Verdict) -> tuple[Any, ...]:
+    """The views of an `agent.views.PartVerdict`; whoever reads the journal needs no cameras."""
+    views: tuple[Any, ...] = getattr(verdict, "views", ())
+    return views
 
 
 def verdict_message(draft: Draft, header: Header, *, rec: int, id_: str, image: ImageRef | None) -> VerdictMessage:
@@ -157,6 +172,16 @@ def verdict_message(draft: Draft, header: Header, *, rec: int, id_: str, image: 
         findings=_findings(verdict.findings),
         image=image,
         ms=_milliseconds(verdict),
+        late_ms=_number(verdict.late_ms, 1),
+        views=tuple(
+            ViewMessage(
+                name=_cut(view.name, TIGHT_BYTES),
+                decision=view.decision.value,
+                class_=None if view.class_name is None else _cut(view.class_name, TIGHT_BYTES // 2),
+                score=_number(view.score, 4),
+            )
+            for view in _views_of(verdict)
+        ),
     )
 
 

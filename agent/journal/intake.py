@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
+import time
 from collections.abc import Sequence
 from typing import Union
 
@@ -41,6 +42,14 @@ MAX_PICTURE_BYTES = 256 << 20
 
 ACK_WINDOW_S = 0.05
 """Acknowledgements alone wait this long for company: losing one only means sending again, an fsync wears the card."""
+
+
+SPACING_S = 0.003
+"""From one transaction to the next while items come fast: a part's trigger and verdict, and those of its neighbours,
+then share one, which costs less of the processor and of the card. What comes alone is written at once."""
+
+SPACING_ITEMS = 64
+"""So many items are worth a transaction of their own whenever they are there."""
 
 
 class Receipt:
@@ -100,10 +109,11 @@ class Triggered:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recorded:
-    """A part has its verdict."""
+    """A part has its verdict; `at_once`: somebody waits for it to be on the disk."""
 
     draft: Draft
     receipt: Receipt
+    at_once: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -159,7 +169,9 @@ class Intake:
         self._items: collections.deque[Item] = collections.deque()
         self._waiting: collections.Counter[type[Item]] = collections.Counter()
         self._picture_bytes = 0
-        self._queued_acks = 0
+        self._queued_acks = self._queued_at_once = 0
+        self._next_s = 0.0
+        self._hurry = threading.Event()
         self._changed = threading.Condition()
         self._closing = False
         self._error: JournalError | None = None
@@ -182,7 +194,9 @@ class Intake:
             self._waiting[type(item)] += 1
             self._picture_bytes += pictures
             self._queued_acks += isinstance(item, Acknowledged)
+            self._queued_at_once += _is_at_once(item)
             self._changed.notify_all()
+            self._hurry_if_wanted()
 
     def take(self, timeout_s: float) -> list[Item] | None:
         """What waits, up to one transaction's worth, in order.
@@ -190,16 +204,22 @@ class Intake:
         Returns:
             An empty list when nothing came in time; None when closed and everything was taken.
         """
+        if (early_s := self._next_s - time.monotonic()) > 0:
+            self._hurry.wait(early_s)  # without the lock: who puts something meanwhile wakes nobody
         with self._changed:
             self._changed.wait_for(lambda: bool(self._items) or self._closing, timeout_s)
             if self._items and not self._urgent():
                 self._changed.wait_for(lambda: self._urgent() or self._closing, ACK_WINDOW_S)
             if not self._items:
                 return None if self._closing else []
-            return self._batch()
+            batch = self._batch()
+            self._hurry.clear()
+            self._hurry_if_wanted()
+            return batch
 
     def settle(self, items: Sequence[Item]) -> None:
         """These are on the disk: their places are free."""
+        self._next_s = time.monotonic() + SPACING_S
         with self._changed:
             for item in items:
                 self._waiting[type(item)] -= 1
@@ -211,6 +231,7 @@ class Intake:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+            self._hurry_if_wanted()
 
     def fail(self, error: JournalError) -> list[Item]:
         """End with an error: nothing is taken or given out any more.
@@ -240,6 +261,10 @@ class Intake:
     def _urgent(self) -> bool:
         return len(self._items) > self._queued_acks
 
+    def _hurry_if_wanted(self) -> None:
+        if self._closing or self._queued_at_once > 0 or len(self._items) >= SPACING_ITEMS:
+            self._hurry.set()
+
     def _batch(self) -> list[Item]:
         batch: list[Item] = []
         pictures = 0
@@ -249,8 +274,13 @@ class Intake:
                 break
             item = self._items.popleft()
             self._queued_acks -= isinstance(item, Acknowledged)
+            self._queued_at_once -= _is_at_once(item)
             batch.append(item)
         return batch
+
+
+def _is_at_once(item: Item) -> bool:
+    return isinstance(item, Flushed) or (isinstance(item, Recorded) and item.at_once)
 
 
 def _picture_bytes(item: Item) -> int:

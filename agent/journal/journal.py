@@ -39,9 +39,12 @@ class _Pending:
         self._lock = threading.Lock()
         self._parts: dict[int, Part] = {}
 
-    def add(self, part: Part) -> None:
+    def add(self, part: Part) -> bool:
+        """Whether it was not there before."""
         with self._lock:
+            is_new = part.sequence not in self._parts
             self._parts[part.sequence] = part
+            return is_new
 
     def remove(self, keys: Sequence[Key]) -> None:
         with self._lock:
@@ -137,31 +140,39 @@ class Journal:
         """
         return JournalReader(state_dir)
 
+    def tell_recorded(self, tell: Callable[[Verdict, int], None]) -> None:
+        """From now on, call this with each verdict that is on the disk and its `rec`; on the journal's thread."""
+        self._parts.writer.recorded = tell
+
     @property
     def last_rec(self) -> int:
         """The last record number on the disk; 0 when there is none."""
         return self._parts.writer.last_rec
 
     def trigger(self, part: Part) -> None:
-        """Write ahead that a part exists and must get a verdict; queued, not waited for.
+        """Write ahead that a part exists and must get a verdict; queued, not waited for. A second call does nothing.
 
         Raises:
             JournalError: the journal can't be written, or is closed.
         """
-        self._parts.pending.add(part)
-        self._parts.intake.put(Triggered(part))
+        if self._parts.pending.add(part):
+            self._parts.intake.put(Triggered(part))
 
-    def record(self, verdict: Verdict) -> Receipt:
+    def record(self, verdict: Verdict, *, at_once: bool = False) -> Receipt:
         """Queue a verdict; waits only while `max_pending` others wait for the disk.
 
         The picture is not copied: nobody may write into the frame's array any more.
+
+        Args:
+            verdict: of a part that was triggered.
+            at_once: the caller waits for it: it is not held back for company.
 
         Raises:
             JournalError: the journal can't be written, or is closed.
         """
         receipt = Receipt()
         draft = draft_from_verdict(verdict, boot=self.boot, keep=self._keep)
-        self._parts.intake.put(Recorded(draft, receipt))
+        self._parts.intake.put(Recorded(draft, receipt, at_once))
         return receipt
 
     def event(

@@ -78,7 +78,12 @@ class Job:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Plan:
-    """Rows for one transaction; the columns are those of `schema.TABLES`."""
+    """Rows for one transaction; the columns are those of `schema.TABLES`.
+
+    Attributes:
+        n_answered_at_once: triggers that get no row, as their verdict is in the same transaction.
+        n_refused: verdicts of triggers that came while too many waited.
+    """
 
     state: State
     boots: list[BootRow] = dataclasses.field(default_factory=list)
@@ -90,6 +95,8 @@ class Plan:
     acknowledged: list[int] = dataclasses.field(default_factory=list)
     set_aside: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     evicted: list[int] = dataclasses.field(default_factory=list)
+    n_answered_at_once: int = 0
+    n_refused: int = 0
 
     @property
     def empty(self) -> bool:
@@ -149,6 +156,8 @@ class _Planner:
         message, body = self._composed(job)
         score, part = message.score, plain_text(job.draft.part.id)
         self._tallies[message.code - 1] += 1
+        fault = job.draft.verdict.inspection.fault
+        self.plan.n_refused += fault is not None and fault.stage == "trigger"
         self.plan.verdicts.append((
             job.rec, job.id, part, message.time_ms, message.boot, message.code, message.class_, score,
             *job.draft.key, self.plan.state.lived_ms, body.decode(),
@@ -165,7 +174,9 @@ class _Planner:
         """Everything that is no verdict."""
         if isinstance(item, Triggered):
             key = (self._header.boot, item.part.sequence)
-            if key not in answered:
+            if key in answered:
+                self.plan.n_answered_at_once += 1
+            else:
                 self.plan.triggers.append(_trigger_row(self._header.boot, item.part))
         elif isinstance(item, Noted):
             self.event(item.message)

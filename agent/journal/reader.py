@@ -15,6 +15,7 @@ from typing import Any
 
 from agent.journal.disk import free_bytes
 from agent.journal.evidence import ImageFiles
+from agent.journal.ledger import Ledger, ledger_faults, ledger_of
 from agent.journal.schema import DATABASE_NAME, connect_reader, sqlite_errors
 from agent.verdict import Decision
 
@@ -62,6 +63,7 @@ class JournalStats:
         oldest_rec: the first one still kept, None when there is none.
         oldest_ms: its exposure, UTC milliseconds.
         pending: parts that were triggered and have no verdict yet.
+        ledger: what became of all triggers, as it stands on the disk.
         outbox: messages that still have to go out.
         set_aside: messages that can't be sent and are kept for inspection.
         evidence_count: pictures on the disk.
@@ -78,6 +80,7 @@ class JournalStats:
     oldest_rec: int | None
     oldest_ms: int | None
     pending: int
+    ledger: Ledger
     outbox: int
     set_aside: int
     evidence_count: int
@@ -141,6 +144,7 @@ class JournalReader:
         Args:
             outbox: how many messages still have to go out, for who knows it already; counting a backlog takes time.
         """
+        ledger = self.ledger()
         last_rec, *tallies, evicted = self._one(
             "SELECT last_rec, n_ok, n_defect, n_review, n_error, n_evicted FROM state"
         )
@@ -151,7 +155,8 @@ class JournalReader:
             last_rec=last_rec,
             oldest_rec=oldest[0][0] if oldest else None,
             oldest_ms=oldest[0][1] if oldest else None,
-            pending=self._one("SELECT count(*) FROM triggers")[0],
+            pending=ledger.pending,
+            ledger=ledger,
             outbox=self._one(DEPTH)[0] if outbox is None else outbox,
             set_aside=self._one("SELECT count(*) FROM outbox WHERE set_aside IS NOT NULL")[0],
             evidence_count=count,
@@ -161,6 +166,16 @@ class JournalReader:
             disk_free_bytes=free_bytes(self._dir),
             reserve_bytes=_size(self._dir / "reserve"),
         )
+
+    def ledger(self) -> Ledger:
+        """What became of all triggers."""
+        with self._lock, sqlite_errors(self._path, "read"):
+            return ledger_of(self._db)
+
+    def ledger_faults(self) -> list[str]:
+        """What does not add up, in words, from the rows themselves; empty when every trigger is accounted for."""
+        with self._lock, sqlite_errors(self._path, "read"):
+            return list(ledger_faults(self._db))
 
     def close(self) -> None:
         """Close the connection."""

@@ -14,7 +14,7 @@ from agent.journal.disk import DiskFullError, free_bytes
 
 __all__ = ["DATABASE_NAME", "SCHEMA", "connect_reader", "connect_writer", "sqlite_errors"]
 
-SCHEMA = 1
+SCHEMA = 2
 """PRAGMA user_version: the layout that this program writes, and the newest that it reads."""
 
 APPLICATION_ID = 0x44414A31
@@ -32,7 +32,9 @@ CREATE TABLE state (                    -- one row; what must outlive every othe
     n_ok INTEGER NOT NULL, n_defect INTEGER NOT NULL, n_review INTEGER NOT NULL, n_error INTEGER NOT NULL,
     n_evicted INTEGER NOT NULL,
     lived_ms INTEGER NOT NULL,          -- the journal's own age, see agent/journal/age.py
-    utc_ms INTEGER NOT NULL             -- wall clock of the last transaction
+    utc_ms INTEGER NOT NULL,            -- wall clock of the last transaction
+    n_triggers INTEGER NOT NULL DEFAULT 0,   -- ever written, see agent/journal/ledger.py
+    n_refused INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE boots (boot TEXT PRIMARY KEY, started_ms INTEGER NOT NULL, version TEXT NOT NULL, station TEXT NOT NULL);
 CREATE TABLE triggers (                 -- write-ahead: parts that must still get their verdict
@@ -68,6 +70,13 @@ CREATE INDEX outbox_set_aside ON outbox (seq) WHERE set_aside IS NOT NULL;
 """
 
 
+FROM_1 = """
+ALTER TABLE state ADD COLUMN n_triggers INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE state ADD COLUMN n_refused INTEGER NOT NULL DEFAULT 0;
+UPDATE state SET n_triggers = n_ok + n_defect + n_review + n_error + (SELECT count(*) FROM triggers);
+"""
+
+
 def connect_writer(path: Path) -> sqlite3.Connection:
     """Open the journal for its writer; make it when there is none.
 
@@ -82,9 +91,11 @@ def connect_writer(path: Path) -> sqlite3.Connection:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.executescript(
                     f"BEGIN IMMEDIATE; {TABLES}"  # noqa: S608 - constants
-                    "INSERT INTO state VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, 0);"
+                    "INSERT INTO state VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);"
                     f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA}; COMMIT;"
                 )
+            elif int(db.execute("PRAGMA user_version").fetchone()[0]) == 1:
+                db.executescript(f"BEGIN IMMEDIATE; {FROM_1} PRAGMA user_version = {SCHEMA}; COMMIT;")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute(f"PRAGMA journal_size_limit = {16 << 20}")

@@ -28,7 +28,7 @@ WORTHWHILE_BYTES = 64 << 10
 KEPT_BOOTS = 10_000
 UPDATE_STATE = """
 UPDATE state SET last_rec = ?, last_seq = ?, n_ok = ?, n_defect = ?, n_review = ?, n_error = ?, n_evicted = ?,
-lived_ms = ?, utc_ms = ?
+lived_ms = ?, utc_ms = ?, n_triggers = n_triggers + ?, n_refused = n_refused + ?
 """
 
 
@@ -211,7 +211,7 @@ class Store:
         db.executemany("INSERT INTO boots VALUES (?, ?, ?, ?)", plan.boots)
         if plan.boots:  # a device that restarts in a loop must not fill its disk with starts
             db.execute("DELETE FROM boots WHERE rowid <= (SELECT max(rowid) FROM boots) - ?", (KEPT_BOOTS,))
-        db.executemany(INSERT_TRIGGER, plan.triggers)
+        written = db.executemany(INSERT_TRIGGER, plan.triggers).rowcount if plan.triggers else 0
         db.executemany("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", plan.verdicts)
         db.executemany("DELETE FROM triggers WHERE boot = ? AND sequence = ?", plan.answered)
         db.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, 0)", plan.images)
@@ -223,7 +223,10 @@ class Store:
         db.executemany("UPDATE images SET evicted = 1 WHERE rec = ?", [(rec,) for rec in plan.evicted])
         db.execute(
             UPDATE_STATE,
-            (state.last_rec, state.last_seq, *state.tallies, state.n_evicted, state.lived_ms, state.utc_ms),
+            (
+                *(state.last_rec, state.last_seq, *state.tallies, state.n_evicted, state.lived_ms, state.utc_ms),
+                *(written + plan.n_answered_at_once, plan.n_refused),
+            ),
         )
         return removed
 

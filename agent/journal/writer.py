@@ -26,6 +26,7 @@ from agent.journal.plan import BootRow, Job, Key, plan_transaction
 from agent.journal.store import Store
 from agent.log import log_event
 from agent.messages import rfc3339
+from agent.verdict import Verdict
 
 __all__ = ["Setting", "Writer"]
 
@@ -76,6 +77,7 @@ class Writer:
 
     Attributes:
         failed: why it ended early; None while it works.
+        recorded: told each verdict that is on the disk, without its frame.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Writer:
         self._highest = 0
         self._more_to_retire = False
         self.failed: JournalError | None = None
+        self.recorded: Callable[[Verdict, int], None] = lambda _verdict, _rec: None
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def recover(self) -> None:
@@ -168,7 +171,15 @@ class Writer:
                 item.receipt.keep(self._store.state.last_rec)
         self._in_hand = []
         self._intake.settle(items)
+        self._tell_recorded(jobs)
         self._enforce_quota(now)
+
+    def _tell_recorded(self, jobs: Sequence[Job]) -> None:
+        try:
+            for job in jobs:
+                self.recorded(job.draft.verdict, job.rec)
+        except Exception:  # what is told of a record must not end the records
+            log.exception("bug")
 
     def _commit(self, items: Sequence[Item], jobs: Sequence[Job], now: Stamp, boots: Sequence[BootRow] = ()) -> None:
         """One transaction, with less and less in it while the disk is full."""

@@ -5,10 +5,13 @@ The two differ in the camera: in free run it offers only its newest frame (`agen
 
 from __future__ import annotations
 
-import datetime as dt
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from agent.frame import Part, Stamp
+from agent.triggers.ids import made_up_id
+
+if TYPE_CHECKING:
+    from agent.triggers.queue import TriggerWatcher
 
 __all__ = ["EachFrame", "FrameSource"]
 
@@ -49,21 +52,35 @@ class EachFrame:
         self._kind = kind
         self._prefix = prefix
         self._count = 0
+        self._watcher: TriggerWatcher | None = None
+        self._is_closed = False
 
     @property
     def ended(self) -> bool:
-        """The camera has ended."""
-        return self._camera.ended
+        """The camera has ended, or this trigger was closed."""
+        return self._is_closed or self._camera.ended
+
+    @property
+    def lost(self) -> str | None:
+        """None: what is lost here is the camera, which says so itself."""
+        return None
 
     def next(self, timeout_s: float) -> Part | None:
         """A part when the camera has a frame."""
-        if not self._camera.poll(timeout_s):
+        if self._is_closed or not self._camera.poll(timeout_s):
             return None
         self._count += 1
         triggered = Stamp.now()
-        part_id = self._camera.upcoming or self._made_up_id(triggered)
+        part_id = self._camera.upcoming or made_up_id(self._prefix, triggered, self._count)
         return Part(id=part_id, trigger=self._kind, sequence=self._count, triggered=triggered)
 
-    def _made_up_id(self, at: Stamp) -> str:
-        moment = dt.datetime.fromtimestamp(at.utc_ms / 1000, dt.timezone.utc)
-        return f"{self._prefix}-{moment:%Y%m%dT%H%M%S}{at.utc_ms % 1000:03d}-{self._count}"
+    def watch(self, watcher: TriggerWatcher) -> None:
+        """A frame is taken whenever there is one."""
+        self._watcher = watcher
+        watcher.ready(is_ready=not self._is_closed)
+
+    def close(self) -> None:
+        """Give no more parts."""
+        self._is_closed = True
+        if self._watcher is not None:
+            self._watcher.ready(is_ready=False)

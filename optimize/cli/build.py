@@ -36,6 +36,8 @@ image is in it. Exit code 1: the bundle was written, but INT8 loses more than --
 
 NAMES = {"cpu": "INT8 for CPUs", "trt": "INT8 for TensorRT"}
 TARGETS = {"cpu": "cpu", "jetson": "trt", "tensorrt": "trt", "trtexec": "trt", "trt": "trt"}
+SHOWN = ("cpu", "jetson", "tensorrt", "trtexec")
+"""Those that the help describes; `trt` is the recipe's own name for the graph."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +98,10 @@ def _targets(text: str | None) -> tuple[Target, ...] | None:
     named = _named(text)
     strange = sorted(set(named) - set(TARGETS))
     if strange:
-        raise OptimizeError(f"--target: got {', '.join(strange)!r}, expected some of {', '.join(TARGETS)}")
+        raise OptimizeError(
+            f"--target: got {', '.join(strange)!r}, expected some of {', '.join(SHOWN)}",
+            hint="--target jetson, or several: --target cpu,tensorrt",
+        )
     both: tuple[Target, ...] = ("cpu", "trt")
     return both if any(TARGETS[name] == "trt" for name in named) else both[:1]
 

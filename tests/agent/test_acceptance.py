@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from agent.acceptance.file import ACCEPTED, PREVIOUS, REFUSED, accepted_in, refused_in
+from agent.acceptance.file import ACCEPTED, acceptances_in, refusals_in
 from agent.acceptance.replay import GoldenReplay
 from agent.bundle import Golden, Tensor, golden_files, golden_outputs
 from agent.config import EngineConfig, PolicyConfig
 from agent.engines import open_engine
-from agent.errors import ConfigError, EngineError
+from agent.errors import EngineError
 from tests.kit.commands import Ran, run_command
 from tests.kit.goldens import confused_classifier, golden_bundle
 from tests.kit.models import classifier
@@ -49,6 +51,10 @@ def state(config: Path, name: str) -> Path:
     return config.parent / "state" / name
 
 
+def refused(config: Path) -> list[Path]:
+    return sorted((config.parent / "state").glob("acceptance.refused*"))
+
+
 def test_an_engine_that_does_as_at_the_build_is_accepted_with_all_that_was_seen(station: Path) -> None:
     """Exit 0, one document, and the same in the state directory."""
     ran = accept(station)
@@ -65,7 +71,17 @@ def test_an_engine_that_does_as_at_the_build_is_accepted_with_all_that_was_seen(
     written = json.loads(state(station, ACCEPTED).read_text())
     assert written["engine"] == ran.json["engine"]
     assert written["goldens"] == ran.json["goldens"]
-    assert not state(station, REFUSED).exists()
+    assert refused(station) == []
+
+
+def test_without_json_a_refusal_is_exit_1_too(station: Path) -> None:
+    """A script that never asks for JSON must see it."""
+    confuse(station)
+    ran = run_command("agent.cli.accept", "--config", station, "--runs", 20)
+
+    assert ran.code == 1
+    assert "REFUSED   8 of 12 golden verdicts changed" in ran.out
+    assert f"refused: {refused(station)[0]}" in ran.out
 
 
 def test_without_json_a_person_reads_the_same_in_lines(station: Path) -> None:
@@ -96,7 +112,7 @@ def test_an_engine_that_answers_otherwise_is_refused_and_does_not_run(station: P
         in problem
     )
     assert state(station, ACCEPTED).read_bytes() == before
-    assert state(station, REFUSED).exists()
+    assert len(refused(station)) == 1
     assert code == 2
     assert problem in agent.log()
     assert "defect-agent accept" in agent.log()
@@ -105,13 +121,13 @@ def test_an_engine_that_answers_otherwise_is_refused_and_does_not_run(station: P
 def test_what_was_refused_runs_after_it_was_accepted_with_other_limits(station: Path) -> None:
     """The person who knows better has the last word, and it stands in the file."""
     confuse(station)
-    refused = accept(station)
-    accepted = accept(station, "--max-changed", 8)
+    no = accept(station)
+    yes = accept(station, "--max-changed", 8)
     with AgentProcess(station) as agent:
         assert agent.wait() == 0, agent.log()
 
-    assert (refused.code, accepted.code) == (1, 0)
-    assert not state(station, REFUSED).exists()
+    assert (no.code, yes.code) == (1, 0)
+    assert refused(station) == []
     assert json.loads(state(station, ACCEPTED).read_text())["limits"]["max_changed"] == 8
 
 
@@ -149,9 +165,8 @@ def test_the_next_bundle_is_accepted_while_the_line_has_another(station: Path) -
     assert accept(station).code == 0
     assert accept(station, "--bundle", following.path).code == 0
 
-    assert all(accepted_in(folder, bundle.digest) is not None for bundle in (now, following))
-    assert accepted_in(folder, "0" * 64) is None
-    assert (folder / PREVIOUS).exists()
+    assert all(acceptances_in(folder).of(bundle.digest) for bundle in (now, following))
+    assert acceptances_in(folder).of("0" * 64) == ()
     configure(station, acceptance={"required": True})
     with AgentProcess(station) as agent:
         assert agent.wait() == 0, agent.log()
@@ -167,7 +182,7 @@ def test_a_refusal_of_the_next_bundle_does_not_stop_the_line_that_has_another(st
     with AgentProcess(station) as agent:
         assert agent.wait() == 0, agent.log()
 
-    assert refused_in(station.parent / "state", bad.digest) is not None
+    assert refusals_in(station.parent / "state").of(bad.digest) != ()
 
 
 def test_a_bundle_without_goldens_can_not_be_accepted(tmp_path: Path) -> None:
@@ -195,8 +210,54 @@ def test_a_damaged_acceptance_is_named_and_no_reason_to_stand_still(station: Pat
     """`required` makes it one."""
     assert accept(station).code == 0
     state(station, ACCEPTED).write_text(text, encoding="latin-1")
-    with pytest.raises(ConfigError, match=r"acceptance\.json: is damaged"):
-        accepted_in(station.parent / "state", "0" * 64)
+    found = acceptances_in(station.parent / "state")
+
+    assert found.found == ()
+    assert "acceptance.json: is damaged" in found.damaged[0].error.message
+
+
+def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        *keys, last = path.split(".")
+        for key in keys:
+            document = document[key]
+        document[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(_set("accepted", value) for value in (False, 1, "true", None)),
+        _set("problems", ["p99 is too long"]),
+        _set("problems", ""),
+        _set("goldens.answers", []),
+        _set("goldens.n", 13),
+        *(_set("latency_ms.warm.p50", value) for value in (None, math.nan, -1, 0, math.inf, True, "2", 10**400)),
+        _set("latency_ms.cold.p50", None),
+        _set("identity", {}),
+        _set("identity", {"kind": "onnxruntime", "threads": 1}),
+        _set("identity", {"kind": "trt"}),
+        _set("engine", "\ud800"),
+        _set("schema", 1),
+    ],
+)
+def test_an_acceptance_that_can_not_be_meant_is_damaged(
+    station: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """`accepted: false` is none, nothing replayed proves nothing, and a time that is no time is no measure."""
+    assert accept(station).code == 0
+    path = state(station, ACCEPTED)
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    found = acceptances_in(path.parent)
+
+    assert (len(found.found), len(found.damaged)) == (0, 1)
+    configure(station, acceptance={"required": True})
+    ran = run_command("agent.cli.check", "--config", station, "--json", "--no-broker")
+    assert next(finding for finding in ran.json if finding["subject"] == "accept")["level"] == "fail"
 
 
 def test_run_with_a_damaged_acceptance_runs_and_logs_it_but_not_where_one_is_required(station: Path) -> None:

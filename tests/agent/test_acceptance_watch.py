@@ -13,11 +13,13 @@ import pytest
 
 from agent.acceptance.file import Acceptance
 from agent.acceptance.replay import GoldenReplay
-from agent.acceptance.watch import BUSY_S, RECHECK_S, SPACING_S, START_S, EngineWatch
+from agent.acceptance.watch import BUSY_S, FAILING, RECHECK_S, SPACING_S, START_S, EngineWatch
 from agent.bundle import Bundle, Tensor
 from agent.config import AcceptanceConfig, EngineConfig, PolicyConfig
 from agent.engines import FALL_BACK, Engine, open_engine
 from agent.errors import EngineError
+from agent.frame import Fault, Part, Stage, Stamp
+from agent.inspection import Inspection, ref_from_bundle
 from agent.journal import Journal
 from tests.kit.goldens import confused_classifier, golden_bundle
 from tests.kit.models import classifier
@@ -75,13 +77,16 @@ class Line:
             bundle_digest=bundle.digest,
             engine=self.engine.name,
             kind=self.engine.kind,
+            identity={"kind": self.engine.kind},
             p50_ms=MS,
             verdicts=verdicts,
             problems=(),
             time="2026-11-30T12:00:00.000Z",
         )
         self.told: list[str | None] = []
+        self.fails: list[bool] = []
         self.engine.runs = 0
+        self._bundle = bundle
         self._replay = replay
         self._config = AcceptanceConfig(**config)
         self.watch = self.watching(self.accepted if accepted else None)
@@ -93,9 +98,25 @@ class Line:
             self.engine,
             accepted,
             self._config,
-            changed=self.told.append,
+            changed=self._hear,
             clock=self.clock.seconds,
         )
+
+    def _hear(self, fault: str | None, fails: bool) -> None:
+        self.told.append(fault)
+        self.fails.append(fails)
+
+    def part(self, *views: Stage | None, not_found: str | None = None) -> None:
+        """A part of which the watch hears, by its views (one): judged, or failed at a stage."""
+        part = Part(id="p", trigger="test", sequence=1, triggered=Stamp.now())
+        seen = []
+        for stage in views or (None,):
+            fault = None if stage is None else Fault(part=part, stage=stage, reason="launch failure")
+            same = {"part": part, "frame": None, "bundle": ref_from_bundle(self._bundle), "engine": self.engine.name}
+            seen.append(Inspection(fault=fault, not_found=not_found, **same))  # type: ignore[arg-type]
+        self.watch.hear(*seen)
+        self.clock.now_s += 0.25
+        self.watch.turn(judged=True)
 
     def idle(self, steps: int, *, judged: bool = False, step_s: float = 0.25) -> int:
         """Steps of the line; gives how many goldens were replayed."""
@@ -260,6 +281,101 @@ def test_an_engine_that_begins_to_fail_is_told(accepted: Line) -> None:
 
     assert accepted.watch.fault is not None
     assert "golden/000.png is error: the GPU is gone, was ok good; 3 more" in accepted.watch.fault
+
+
+@pytest.mark.parametrize("stage", ["infer", "decode"])
+def test_three_parts_in_a_row_without_an_answer_are_the_engines_fault(accepted: Line, stage: Stage) -> None:
+    """A GPU that dies in the middle of a shift: told at the third part, not after hundreds."""
+    for _ in range(FAILING - 1):
+        accepted.part(stage)
+    before = list(accepted.told)
+    accepted.engine.fails = True
+    accepted.part(stage)
+
+    assert before == []
+    assert accepted.told == ["the engine fails: 3 parts in a row got no answer (launch failure)"]
+    assert accepted.fails == [True]
+    assert accepted.watch.fault == accepted.told[0]
+    for _ in range(100):
+        accepted.part(stage)
+    assert len(accepted.told) == 1  # once
+
+
+def test_parts_that_fail_now_and_then_are_not_the_engines_fault(accepted: Line) -> None:
+    """And of a camera's fault the engine knows nothing: neither for it nor against it."""
+    stages: list[Stage | None] = ["infer", "infer", None, "infer", "capture", "infer", None]
+    for stage in stages:
+        accepted.part(stage)
+    assert accepted.told == []
+
+    for stage in ("infer", "capture", "infer", "preprocess"):
+        accepted.part(stage)
+    accepted.part(not_found="no part there")
+    accepted.part("infer")
+    assert len(accepted.told) == 1
+
+
+def test_the_views_of_a_part_count_once(accepted: Line) -> None:
+    """Three cameras that see one part are not three parts; and one view without an answer is a part without one."""
+    accepted.part("infer", "infer", "infer")
+    accepted.part("capture", "infer", None)
+    assert accepted.told == []
+    accepted.part(None, None, "infer")
+    assert len(accepted.told) == 1
+
+
+def test_a_golden_is_tried_at_once_and_an_engine_that_answers_all_of_them_is_back(accepted: Line) -> None:
+    """On a line that is never idle, too; the goldens are what says so."""
+    for _ in range(FAILING):
+        accepted.part("infer")
+    runs = accepted.engine.runs
+    assert runs == GOLDENS + 1  # the first one right after the third part
+    accepted.idle(GOLDENS - 2)
+    early = list(accepted.told)
+    accepted.idle(1)
+
+    assert len(early) == 1
+    assert accepted.watch.fault is None
+    assert [fault is None for fault in accepted.told] == [False, True]
+
+
+def test_an_engine_that_stays_dead_stays_told_and_is_tried_every_minute(accepted: Line) -> None:
+    """And the day it answers again, that is told."""
+    accepted.engine.fails = True
+    for _ in range(FAILING):
+        accepted.part("infer")
+    accepted.idle(200)
+    assert accepted.engine.runs == 2 * GOLDENS  # the start's, and one pass
+    assert len(accepted.told) == 1
+    accepted.engine.fails = False
+    accepted.clock.now_s += RECHECK_S
+    accepted.idle(GOLDENS)
+
+    assert accepted.told[1:] == [None]
+
+
+def test_goldens_that_pass_while_parts_go_on_failing_end_nothing(accepted: Line) -> None:
+    """Small pictures may run where the line's do not: the alarm does not flicker."""
+    for _ in range(60):
+        accepted.part("infer")
+
+    assert len(accepted.told) == 1
+    accepted.part()  # one that is judged: the goldens are tried at once
+    accepted.idle(GOLDENS)
+    assert accepted.told[1:] == [None]
+
+
+def test_without_goldens_some_parts_that_are_judged_say_that_it_is_back(tmp_path: Path) -> None:
+    """There is nothing else to ask."""
+    made = Line(golden_bundle(tmp_path, count=0), accepted=False)
+    made.watch.start()
+    for _ in range(FAILING):
+        made.part("infer")
+    for _ in range(FAILING):
+        made.part()
+    made.engine.close()
+
+    assert [fault is None for fault in made.told] == [False, True]
 
 
 def test_without_an_acceptance_the_build_is_what_counts(tmp_path: Path) -> None:

@@ -156,6 +156,43 @@ def test_the_power_mode_is_nvpmodels_or_absent(
     assert tree(tmp_path / "root", files).power_mode() == mode
 
 
+@pytest.mark.parametrize(
+    ("files", "driver"),
+    [
+        (
+            {"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct\n"},
+            "535.129.03",
+        ),
+        (
+            {
+                "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.14  "
+                "Release Build\nGCC version:  gcc version 11.4.0 (Ubuntu 11.4.0-1ubuntu1~22.04)\n"
+            },
+            "550.54.14",
+        ),
+        (ORIN, "R36.4.3"),
+        ({"etc/nv_tegra_release": "# R35 (release), REVISION: 6.0, GCID: 37391689, BOARD: t186ref\n"}, "R35.6.0"),
+        ({"proc/driver/nvidia/version": "nothing that we know\n"}, None),
+        (PI, None),
+        ({}, None),
+    ],
+)
+def test_the_gpus_driver_is_its_own_version_or_the_jetsons_release(
+    tmp_path: Path, programs: Path, files: dict[str, str], driver: str | None
+) -> None:
+    """Not the CUDA that it can do: that stays the same for years of drivers."""
+    assert tree(tmp_path, files).gpu_driver() == driver
+
+
+def test_a_jetsons_container_without_the_release_file_asks_for_the_package(tmp_path: Path, programs: Path) -> None:
+    """Which has the same number."""
+    (programs / "dpkg-query").write_text("#!/bin/sh\necho 36.4.3-20250107174145\n")
+    (programs / "dpkg-query").chmod(0o755)
+    files = {"proc/device-tree/model": ORIN["proc/device-tree/model"]}
+
+    assert tree(tmp_path, files).gpu_driver() == "R36.4.3"
+
+
 def test_an_empty_machine_tells_nothing_and_raises_nothing(tmp_path: Path) -> None:
     """A container without sysfs."""
     board = Board(tmp_path)

@@ -159,6 +159,25 @@ def test_a_lost_camera_is_lost_here_too(hand: HandCamera, newest: NewestFrame) -
     assert newest.lost is None
 
 
+def test_a_camera_that_goes_on_giving_bad_frames_gives_one_fault(hand: HandCamera, newest: NewestFrame) -> None:
+    """A frozen camera at 30 frames per second must not fill the record with errors; nothing triggers them."""
+    hand.lose("frozen")
+    for _ in range(2):
+        hand.fail("frozen")
+        hand.wait_until_idle()
+        newest.read(PART)
+    hand.fail("frozen")
+    hand.wait_until_idle()
+    assert not newest.poll(0)
+
+    hand.lose(None)
+    hand.show(20)
+    assert level_read(newest) == 20
+    hand.lose("frozen")
+    hand.fail("frozen")
+    assert newest.poll(PATIENCE_S)
+
+
 def test_close_ends_the_reader_and_the_camera(hand: HandCamera, newest: NewestFrame) -> None:
     """Nothing of it stays behind."""
     newest.close()

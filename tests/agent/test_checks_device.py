@@ -75,10 +75,12 @@ def test_a_jetson_with_all_that_it_needs_lacks_only_the_engine(config: Path, tmp
     nvpmodel.write_text("#!/bin/sh\necho 'NV Power Mode: MAXN'\n")
     nvpmodel.chmod(0o755)
     with machine():
-        found = findings(config, board(tmp_path))
+        release = {"etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic"}
+        found = findings(config, board(tmp_path, **release))
 
     assert {f.subject for f in found.values() if f.level == "ok"} == {"trt", "gpu", "power", "swap", "room"}
     assert "Orin (SM 8.7)" in found["gpu"].text
+    assert found["gpu"].text.endswith("driver R36.4.3")
     assert found["cache"].level == "warn"
     assert "defect-agent build-engine" in found["cache"].remedy
 
@@ -215,3 +217,28 @@ def test_bench_times_tensorrt_beside_the_cpu_and_counts_changed_goldens(config: 
     assert "TensorRT 10.3.0" in rows["trt"]["engine"]
     assert {(row["goldens"], row["changed"]) for row in rows.values()} == {(12, 0)}
     assert ran.json["board"]["model"]
+    for row in rows.values():
+        assert row["measured"]["goldens"]["changed_upper_95"] == pytest.approx(1 - 0.05 ** (1 / 12), abs=1e-6)
+        assert row["measured"]["difference"]["logits"] is not None
+        assert row["measured"]["latency_ms"]["cold"]["p50"] > 0
+
+
+def test_bench_prints_what_accept_prints_and_takes_the_stations_configuration(config: Path, tmp_path: Path) -> None:
+    """Bound, differences, cold times and clocks; its bundle, threads, options and engine."""
+    text = config.read_text().replace("kind: trt", "kind: trt\n  threads: 2\n  tensorrt: {precision: fp16}")
+    config.write_text(text)
+    with machine():
+        assert run_command("agent.cli.build_engine", "--config", config, "--json").code == 0
+        ran = run_command("agent.cli.bench", "--config", config, "--seconds", 0.1)
+        accepted = run_command("agent.cli.accept", "--config", config, "--runs", 20)
+
+    assert ran.code == 0, ran.err
+    assert accepted.code == 0, accepted.err
+    assert "Orin fp16" in ran.out
+    assert "2 threads" in ran.out
+    words = {line.split()[0] for line in accepted.out.splitlines()} - {"accepted:", "transfer"}
+    assert words >= {"engine", "goldens", "outputs", "warm", "cold", "board", "°C", "MHz", "held", "memory"}
+    assert words <= {line.split()[0] for line in ran.out.splitlines() if line}
+    assert ran.out.count("at most 22.1% of all verdicts (95 % bound)") == 3
+    assert sorted(path.name for path in (tmp_path / "state" / "engines").glob("*.plan"))
+    assert ran.out.count("\ncold ") == 3

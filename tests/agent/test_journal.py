@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from agent.frame import Stamp
 from agent.journal import Journal, Receipt
 from agent.journal.compose import draft_from_verdict
 from agent.journal.intake import Acknowledged, Intake, Recorded, Triggered
-from agent.verdict import Decision
+from agent.verdict import Decision, Verdict
 from tests.kit.verdicts import events, judge, make_image, make_part, make_verdict, open_journal
 from tests.kit.waiting import wait_until
 
@@ -405,3 +406,37 @@ def test_a_group_holds_few_pictures_and_keeps_the_order() -> None:
 
     assert [len(group) for group in groups] == [8, 8, 4]
     assert sequences == list(range(1, 21))
+
+
+def test_each_verdict_on_the_disk_is_told_once_with_its_number(tmp_path: Path) -> None:
+    """The canonical log line is written then: what it says of a part stays true."""
+    told: list[tuple[str, int, int]] = []
+    with open_journal(tmp_path) as journal:
+
+        def tell(verdict: Verdict, rec: int) -> None:
+            told.append((verdict.inspection.part.id, rec, journal.last_rec))
+            if rec == 2:
+                raise RuntimeError("a log that can't be written")
+
+        journal.tell_recorded(tell)
+        receipts = [judge(journal, sequence) for sequence in (1, 2, 3)]
+        recs = [receipt.wait(5) for receipt in receipts]
+        judge(journal, 4).wait(5)
+
+    assert recs == [1, 2, 3]
+    assert ("P1", 1) in {entry[:2] for entry in told}
+    assert ("P4", 4) in {entry[:2] for entry in told}
+    assert all(rec <= last for _, rec, last in told)
+
+
+def test_what_somebody_waits_for_is_not_held_back_for_company(tmp_path: Path) -> None:
+    """While parts come fast, transactions keep a distance; a result that must be durable first does not wait for it."""
+    with open_journal(tmp_path) as journal:
+        intake = journal._parts.intake
+        for sequence in range(1, 20):
+            part = make_part(sequence)
+            journal.trigger(part)
+            intake._next_s = time.monotonic() + 3_600  # as if the last transaction had only just been
+            receipt = journal.record(make_verdict(part), at_once=True)
+
+            assert receipt.wait(30) == sequence

@@ -25,6 +25,7 @@ from agent.journal.compose import (
 )
 from agent.messages import MAX_VERDICT_BYTES, ImageRef, to_json
 from agent.verdict import Decision, Verdict
+from agent.views import PartVerdict, ViewResult, worst_of
 from tests.kit.verdicts import make_image, make_part, make_verdict
 
 HEADER = Header(boot="0badcafe", station="acme/plant1/finishing/line3/cam1", clock="synced", recipe="caps")
@@ -148,6 +149,8 @@ def test_a_message_holds_what_was_decided() -> None:
         "ms": {"capture": 4.2, "preprocess": 0.4, "infer": 7.9, "decide": 0.35, "total": 123.457},
         "chain": None,
         "replayed": False,
+        "late_ms": None,
+        "views": [],
     }
 
 
@@ -244,3 +247,27 @@ def test_any_event_becomes_valid_json(data: dict[str, Any], text: str) -> None:
     message = event_message("drift", "warning", text, station="a/b", now=Stamp(2**62, 0), data=data)
 
     assert strict_json(to_json(message))["event"] == "drift"
+
+
+def test_a_part_of_sixteen_views_fits_and_says_what_each_decided() -> None:
+    """The worst view decides; the message names them all, whatever their names are, and keeps no picture."""
+    part = make_part(1)
+    views = [
+        ViewResult(
+            name=f"{i:02}" + "v" * 38,
+            verdict=make_verdict(part, Decision.DEFECT if i == 7 else Decision.OK, image=make_image(i)),
+        )
+        for i in range(16)
+    ]
+    verdict = dataclasses.replace(worst_of(views), reason="ü" * 900)
+    draft = draft_from_verdict(verdict, boot="0badcafe", keep="flagged")
+    payload = verdict_json(verdict_message(draft, HEADER, rec=1, id_="x", image=None))
+    message = strict_json(payload)
+
+    assert len(payload) <= MAX_VERDICT_BYTES
+    assert message["decision"] == "defect"
+    assert [view["decision"] for view in message["views"]] == ["defect" if i == 7 else "ok" for i in range(16)]
+    assert message["views"][7] == {"name": "07" + "v" * 38, "decision": "defect", "class": "scratch", "score": 0.91}
+    assert isinstance(draft.verdict, PartVerdict)
+    assert all(view.verdict.inspection.frame is None for view in draft.verdict.views)
+    assert draft.image is not None

@@ -194,3 +194,13 @@ def test_the_command_writes_a_profile_and_says_what_it_measured(tmp_path: Path) 
 
     ran = run_command(COMMAND, "--profile", out, tmp_path / "a.onnx", "--seconds", "0.1", "--json")
     assert profile_from_json(ran.out.encode()).threads == 1
+
+
+def test_how_long_inferences_waited_is_told_and_older_profiles_lack_it() -> None:
+    """A busy machine is seen; a profile made before still counts."""
+    older = profile_from_json(json.dumps(document()).encode())
+    busy = profile_from_json(json.dumps(document(graphs={DIGEST: timing(waited=0.5)})).encode())
+
+    assert (older.graphs[DIGEST].waited, busy.graphs[DIGEST].waited) == (0.0, 0.5)
+    with pytest.raises(ConfigError, match=r"waited: got 1\.5, expected a share"):
+        profile_from_json(json.dumps(document(graphs={DIGEST: timing(waited=1.5)})).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -26,7 +27,8 @@ KEY = EngineKey(
     compute_capability=(8, 7),
     device="Orin",
     cuda="12.6",
-    driver="540.4.0",
+    driver_cuda="12.6",
+    driver="R36.4.3",
     precision="int8",
     options="workspace=1024",
 )
@@ -36,7 +38,8 @@ OTHERS: dict[str, Any] = {
     "compute_capability": (8, 6),
     "device": "Orin NX",
     "cuda": "12.2",
-    "driver": "540.3.0",
+    "driver_cuda": "12.2",
+    "driver": "R36.4.0",
     "precision": "fp16",
     "options": "workspace=512",
 }
@@ -81,6 +84,12 @@ def test_what_was_kept_is_found_by_another_process_start(tmp_path: Path) -> None
 def test_every_part_of_the_key_is_tried() -> None:
     """A part that is added to the key has to be added here."""
     assert set(OTHERS) == {field.name for field in dataclasses.fields(EngineKey)}
+
+
+def test_a_key_comes_back_from_an_engines_identity() -> None:
+    """All texts, one for each part."""
+    assert EngineKey.from_identity(KEY.identity()) == KEY
+    assert KEY.identity()["compute_capability"] == "8.7"
 
 
 @pytest.mark.parametrize("part", sorted(OTHERS))
@@ -143,6 +152,20 @@ def test_a_damaged_sidecar_is_no_engine(tmp_path: Path, text: str) -> None:
     engines.keep(KEY, b"new", {})
     assert engines.find(KEY) == b"new"
     assert len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("name", ["x\0y", "../x", "", ".", "x" * 300, "caf\u00e9.plan", "a.plan\n"])
+def test_a_sidecar_that_names_no_plan_of_ours_is_no_engine(tmp_path: Path, name: str) -> None:
+    """Whatever a broken disk makes of the name: compiled anew, no traceback."""
+    engines = cache(tmp_path)
+    engines.keep(KEY, b"plan", {})
+    sidecar = engines.folder / f"{KEY.digest()}.json"
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "plan": name}))
+
+    assert engines.find(KEY) is None
+    assert engines.path(KEY) is None
+    engines.keep(KEY, b"new", {})
+    assert engines.find(KEY) == b"new"
 
 
 def test_a_new_plan_for_the_same_key_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

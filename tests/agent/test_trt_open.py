@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import logging
 import os
 import subprocess
@@ -16,13 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent.board import Board
 from agent.bundle import Bundle
 from agent.config import EngineConfig, TensorRtConfig
-from agent.engines import fell_back, is_tensorrt_expected, open_engine
-from agent.engines.trt_cache import EngineCache
-from agent.engines.trt_open import choose_memory
+from agent.engines import fell_back, goes_live, is_tensorrt_expected, open_engine
+from agent.engines.device import Device, open_device
+from agent.engines.trt_api import load_tensorrt
+from agent.engines.trt_build import Graphs
+from agent.engines.trt_cache import EngineCache, EngineKey
+from agent.engines.trt_open import choose_memory, graphs_of, key_for, options_for
 from agent.errors import EngineError
 from tests.kit import pycuda, tensorrt
+from tests.kit.commands import run_command
 from tests.kit.goldens import golden_bundle, tensorrt_bundle
 from tests.kit.tensorrt.running import ContextPart
 from tests.kit.waiting import wait_until
@@ -88,10 +94,11 @@ def test_it_is_compiled_once_and_found_at_the_next_start(bench: Bench) -> None:
         ("10.3.0", {"device": "Orin NX"}, TRT),
         ("10.3.0", {"compute_capability": (8, 6)}, TRT),
         ("10.3.0", {"gpu": {"driver_version": 12020}}, TRT),
+        ("10.3.0", {"gpu": {"library_version": (12, 2, 0)}}, TRT),
         ("10.3.0", {}, dataclasses.replace(TRT, tensorrt=TensorRtConfig(precision="fp16"))),
         ("10.3.0", {}, dataclasses.replace(TRT, tensorrt=TensorRtConfig(workspace_mb=512))),
     ],
-    ids=["TensorRT", "device", "compute capability", "driver", "precision", "options"],
+    ids=["TensorRT", "device", "compute capability", "driver's CUDA", "CUDA", "precision", "options"],
 )
 def test_another_machine_or_option_compiles_anew(
     bench: Bench, version: str, machine: dict[str, Any], config: EngineConfig
@@ -105,6 +112,45 @@ def test_another_machine_or_option_compiles_anew(
 
     assert len(other.builds) == 1
     assert len(bench.plans()) == 2
+
+
+@pytest.mark.parametrize("part", [field.name for field in dataclasses.fields(Graphs)])
+def test_every_graph_and_the_calibration_cache_are_in_the_key(bench: Bench, part: str) -> None:
+    """The Q/DQ graph may change alone: other ranges, the same float graph."""
+    with bench.gpu(), open_gpu() as device:
+        graphs, options, api = graphs_of(bench.bundle), options_for(bench.bundle, TRT), load_tensorrt()
+        changed = dataclasses.replace(graphs, **{part: (getattr(graphs, part) or b"") + b"x"})
+
+        assert key_for(graphs, options, api, device) == key_for(graphs, options, api, device)
+        assert key_for(changed, options, api, device).digest() != key_for(graphs, options, api, device).digest()
+
+
+NVRM = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Thu Oct 19 18:56:32 UTC 2023\n"
+
+
+def test_nvidias_driver_is_in_the_key(bench: Bench, tmp_path: Path) -> None:
+    """Its kernels differ from release to release of the driver, under the same CUDA."""
+    keys = []
+    for version in ("535.129.03", "535.183.01"):
+        root = tmp_path / version
+        (root / "proc/driver/nvidia").mkdir(parents=True)
+        (root / "proc/driver/nvidia/version").write_text(NVRM.format(version))
+        with bench.gpu(), open_gpu() as device:
+            graphs, options = graphs_of(bench.bundle), options_for(bench.bundle, TRT)
+            keys.append(key_for(graphs, options, load_tensorrt(), device, board=Board(root)))
+
+    assert [key.driver for key in keys] == ["535.129.03", "535.183.01"]
+    assert [key.driver_cuda for key in keys] == ["12.6", "12.6"]
+    assert keys[0].digest() != keys[1].digest()
+
+
+@contextlib.contextmanager
+def open_gpu() -> Iterator[Device]:
+    device = open_device()
+    try:
+        yield device
+    finally:
+        device.close()
 
 
 def test_another_graph_compiles_anew(bench: Bench, tmp_path: Path) -> None:
@@ -151,16 +197,107 @@ def test_a_plan_that_tensorrt_refuses_is_compiled_anew(bench: Bench, caplog: pyt
     assert "engine_dropped" in caplog.messages
 
 
-def _key(bench: Bench) -> Any:
-    from agent.engines.device import open_device
-    from agent.engines.trt_api import load_tensorrt
-    from agent.engines.trt_open import graphs_of, key_for, options_for
-
-    device = open_device()
-    try:
+def _key(bench: Bench) -> EngineKey:
+    with open_gpu() as device:
         return key_for(graphs_of(bench.bundle), options_for(bench.bundle, TRT), load_tensorrt(), device)
-    finally:
-        device.close()
+
+
+def overflow(monkeypatch: pytest.MonkeyPatch, runs: range) -> None:
+    """From now on the logits are no numbers in these runs, counted from 1."""
+    run, counted = ContextPart.execute_async_v3, itertools.count(1)
+
+    def overflowing(part: ContextPart, stream_handle: int) -> bool:
+        done = run(part, stream_handle)
+        if next(counted) in runs:
+            ctypes.memset(part.get_tensor_address("logits"), 0xFF, 4)
+        return done
+
+    monkeypatch.setattr(ContextPart, "execute_async_v3", overflowing)
+
+
+def test_a_cached_plan_that_loads_and_gives_no_numbers_is_compiled_anew_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may have come from a build that went wrong; the next one may be good, and then it stays."""
+    with bench.gpu() as world, caplog.at_level(logging.WARNING):
+        bench.open_once()
+        overflow(monkeypatch, range(1, 2))
+        bench.open_once()
+        bench.open_once()
+
+    assert len(world.builds) == 2
+    assert "engine_unproven" in caplog.messages
+
+
+def test_a_plan_that_compiling_anew_did_not_mend_is_not_compiled_at_every_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes at each start, for the same end; and the day it runs it is taken."""
+    with bench.gpu() as world:
+        bench.open_once()
+        overflow(monkeypatch, range(1, 5))
+        for builds in (2, 2, 2):
+            with pytest.raises(EngineError, match="logits: values that are no numbers"):
+                bench.open_once()
+            assert len(world.builds) == builds
+        bench.open_once()
+        assert len(world.builds) == 2
+        assert bench.cache.facts(_key(bench))["failed"] is None
+
+
+def test_an_engine_of_the_first_build_that_gives_no_numbers_is_not_built_again_at_the_next_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was compiled a moment ago is not compiled again."""
+    overflow(monkeypatch, range(1, 100))
+    with bench.gpu() as world:
+        for _ in range(2):
+            with pytest.raises(EngineError, match="no numbers"):
+                bench.open_once()
+
+    assert len(world.builds) == 1
+
+
+def test_build_engine_compiles_once_what_gives_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says what is wrong with it; the plan that ran stays without a mark."""
+    bundle, folder = tensorrt_bundle(tmp_path), tmp_path / "engines"
+    arguments = ("agent.cli.build_engine", "--bundle", bundle.path, "--cache", folder, "--json")
+    with Bench(bundle, EngineCache(folder, 10**9)).gpu() as world:
+        good = run_command(*arguments)
+        overflow(monkeypatch, range(1, 100))
+        bad = run_command(*arguments, "--rebuild")
+
+    assert (good.code, bad.code) == (0, 2)
+    assert len(world.builds) == 2
+    assert "values that are no numbers" in bad.err
+    assert "did not help" not in bad.err
+
+
+def test_the_two_kinds_of_memory_are_timed_in_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes down meanwhile must not decide."""
+    order: list[int] = []
+    run = ContextPart.execute_async_v3
+
+    def recorded(part: ContextPart, stream_handle: int) -> bool:
+        order.append(id(part))
+        return run(part, stream_handle)
+
+    with bench.gpu(gpu={"is_integrated": True}):
+        bench.open_once()
+        monkeypatch.setattr(ContextPart, "execute_async_v3", recorded)
+        choose_memory(bench.bundle, TRT, bench.cache)
+
+    assert len(set(order)) == 2
+    assert all(first != second for first, second in itertools.pairwise(order))
+
+
+def test_two_engines_that_do_not_fit_into_the_memory_leave_no_choice(bench: Bench) -> None:
+    """A small board: one of them does, and that is what runs."""
+    with bench.gpu(gpu={"is_integrated": True, "memory_bytes": 1 << 20}):
+        bench.open_once()
+        assert choose_memory(bench.bundle, TRT, bench.cache) is not None
+    with bench.gpu(gpu={"is_integrated": True}, load_out_of_memory=True):
+        assert choose_memory(bench.bundle, TRT, bench.cache) is None
 
 
 def test_trt_never_falls_back(bench: Bench) -> None:
@@ -285,7 +422,9 @@ def test_only_the_engine_that_goes_live_is_the_last_good_one(bench: Bench) -> No
     with bench.gpu():
         bench.open_once()
         assert not (bench.cache.folder / "good").exists()
-        open_engine(bench.bundle, TRT, cache=bench.cache, is_live=True).close()
+        engine = open_engine(bench.bundle, TRT, cache=bench.cache)
+        engine.close()
+        goes_live(engine, bench.cache)
         assert (bench.cache.folder / "good").read_text().strip() == _key(bench).digest()
 
 
@@ -303,8 +442,9 @@ def test_accepts_choice_of_the_memory_is_taken_at_the_next_start(bench: Bench, i
         assert (taken, facts.get("memory")) == (None, None)
         return
     assert taken is not None
-    assert sorted(taken) == ["copied", "mapped"]
-    assert facts["memory"] == min(taken, key=lambda memory: taken[memory])
+    assert sorted(taken.median_ms) == ["copied", "mapped"]
+    assert facts["memory"] == taken.fastest
+    assert taken.is_noted
 
 
 @pytest.mark.parametrize("noted", ["mapped", "copied"])

@@ -210,15 +210,16 @@ def test_a_version_compatible_plan_runs_on_the_next_version(gpu: Machine) -> Non
         engine.close()
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     ("fault", "what"),
     [("load_out_of_memory", "the plan's weights"), ("context_out_of_memory", "the plan's intermediate")],
 )
-def test_out_of_memory_while_loading_is_no_refusal(gpu: Machine, fault: str, what: str) -> None:
-    """The plan is good: what was asked for, what is free, and what to end."""
-    with installed(VERSION):
+def test_out_of_memory_while_loading_is_no_refusal(gpu: Machine, version: str, fault: str, what: str) -> None:
+    """The plan is good: what was asked for (each version has its own name for it), what is free, and what to end."""
+    with installed(version):
         plan = plan_of()
-    with installed(VERSION, **{fault: True}) as world:
+    with installed(version, **{fault: True}) as world:
         with pytest.raises(OutOfDeviceMemory, match=rf"MB of device memory for {what}.* 1024\.0 MB is free") as caught:
             opened(gpu, plan)
         assert not isinstance(caught.value, PlanRefused)
@@ -405,14 +406,25 @@ def with_half_logits(graph: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
+@pytest.mark.parametrize("mapped", [False, True])
 def test_a_tensor_that_tensorrt_will_not_place_is_told_and_all_is_given_back(
-    world: World, gpu: Machine, monkeypatch: pytest.MonkeyPatch
+    world: World, gpu: Machine, monkeypatch: pytest.MonkeyPatch, mapped: bool
 ) -> None:
-    """An inference would read or write nowhere."""
-    monkeypatch.setattr(ContextPart, "set_tensor_address", lambda _part, _name, _memory: False)
+    """An inference would read or write nowhere. The engine itself frees what it took: the device stays the caller's."""
+    place = ContextPart.set_tensor_address
+    monkeypatch.setattr(
+        ContextPart,
+        "set_tensor_address",
+        lambda part, name, memory: name != "cam" and place(part, name, memory),
+    )
+    device = gpu.open()
+    before = gpu.live
 
     with pytest.raises(EngineError, match="can't be placed"):
-        opened(gpu)
+        engine_on(device, mapped=mapped)
+
+    assert gpu.live == before
+    device.close()
 
 
 def test_the_accelerator_that_the_plan_was_built_for_is_the_one_it_runs_on(

@@ -1,6 +1,16 @@
-"""What every camera promises, asked of each: folder, video file, HTTP stream, free run, and the tests' own stand-in.
+"""What every camera promises, asked of each: folder, video, HTTP, GStreamer, free run, and the tests' own stand-ins.
 
-The HTTP stream stands in for RTSP and USB: it takes the same way through OpenCV and FFMPEG.
+For a further kind, in a file of its own, with five frames of rising grey (`LEVELS`) in front of it:
+
+    from tests.contracts.test_camera_contract import *  # noqa: F403 - its cases, asked of the camera below
+
+    @pytest.fixture
+    def camera() -> Iterator[Camera]:
+        ...
+
+What live cameras promise beyond that (times, coming back, closing while somebody waits) is asked in
+`test_live_camera_contract.py`, in the same way, of a `rig`: RTSP is there, and whatever has a cable to pull. V4L2 is
+asked in a virtual machine: `tools/test-v4l2`.
 """
 
 from __future__ import annotations
@@ -19,12 +29,14 @@ from agent.config import (
     FolderCameraConfig,
     FrameTriggerConfig,
     FreeRunConfig,
+    GStreamerCameraConfig,
     OpenCvCameraConfig,
     TriggerConfig,
 )
 from agent.frame import Fault, Frame, Part, Stamp
 from tests.kit.cameras import PATIENCE_S, HandCamera
 from tests.kit.pictures import flat, level_of, write_pictures, write_video
+from tests.kit.rtsp import why_no_gstreamer
 from tests.kit.streams import mjpeg_server
 
 LEVELS = [10, 20, 30, 40, 50]
@@ -61,6 +73,47 @@ def stream(_tmp_path: Path) -> Iterator[Camera]:
         yield opened(OpenCvCameraConfig(kind="opencv", source=server.url, read_timeout_ms=200, reopen_s=30))
 
 
+def needs_gstreamer() -> None:
+    """Skip where there is none."""
+    if why_no_gstreamer():
+        pytest.skip(why_no_gstreamer())
+
+
+@contextlib.contextmanager
+def gst_made(_tmp_path: Path) -> Iterator[Camera]:
+    """GStreamer's own test pictures, one after the other; a black column, as a picture of one value is none."""
+    needs_gstreamer()
+    made = [
+        f"videotestsrc num-buffers=1 pattern=solid-color foreground-color={0xFF000000 + 0x010101 * level} "
+        "! video/x-raw,format=BGR,width=63,height=48 ! videobox left=-1 fill=black ! joined."
+        for level in LEVELS
+    ]
+    yield opened(GStreamerCameraConfig(kind="gstreamer", pipeline=" ".join([*made, "concat name=joined"])))
+
+
+@contextlib.contextmanager
+def gst_files(tmp_path: Path) -> Iterator[Camera]:
+    """Picture files, through GStreamer."""
+    needs_gstreamer()
+    write_pictures(tmp_path, [f"{i}.png" for i in range(len(LEVELS))])
+    pipeline = (
+        f'multifilesrc location="{tmp_path}/%d.png" stop-index={len(LEVELS) - 1} caps=image/png,framerate=25/1 ! pngdec'
+    )
+    yield opened(GStreamerCameraConfig(kind="gstreamer", pipeline=pipeline))
+
+
+@contextlib.contextmanager
+def gst_stream(_tmp_path: Path) -> Iterator[Camera]:
+    """MJPEG over HTTP, through GStreamer; after its frames it is lost."""
+    needs_gstreamer()
+    with mjpeg_server() as server:
+        server.push(*(flat(level) for level in LEVELS))
+        source = f"souphttpsrc location={server.url} is-live=true do-timestamp=true"
+        pipeline = f"{source} ! multipartdemux ! jpegdec"
+        config = GStreamerCameraConfig(kind="gstreamer", pipeline=pipeline, read_timeout_ms=400, reopen_s=30)
+        yield opened(config)
+
+
 @contextlib.contextmanager
 def newest(tmp_path: Path) -> Iterator[Camera]:
     """Free run on picture files that come slowly enough for every one to be seen."""
@@ -77,7 +130,10 @@ def by_hand(_tmp_path: Path) -> Iterator[Camera]:
     yield camera
 
 
-@pytest.fixture(params=[folder, video, stream, newest, by_hand], ids=lambda make: make.__name__)
+KINDS = [folder, video, stream, gst_made, gst_files, gst_stream, newest, by_hand]
+
+
+@pytest.fixture(params=KINDS, ids=lambda make: make.__name__)
 def camera(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Camera]:
     """Each kind of camera in turn, with five frames of rising grey in front of it."""
     make: Callable[[Path], Opened] = request.param
@@ -156,14 +212,14 @@ def test_a_frame_is_bgr_bytes_in_rows(camera: Camera) -> None:
 def test_a_frame_belongs_to_its_reader(camera: Camera) -> None:
     """A buffer that is used again would change a picture while it is judged, or after."""
     makes = parts()
-    kept: list[tuple[Frame, int]] = []
+    kept: list[tuple[Frame, bytes]] = []
     while not camera.ended and camera.poll(PATIENCE_S):
         frame = camera.read(next(makes))
         assert isinstance(frame, Frame)
-        kept.append((frame, level_of(frame.image)))
-        frame.image[0, 0] = 255 - frame.image[0, 0]
+        assert frame.image.flags.writeable
+        kept.append((frame, frame.image.tobytes()))
 
-    assert [level_of(frame.image) for frame, _ in kept] == [level for _, level in kept]
+    assert [frame.image.tobytes() for frame, _ in kept] == [before for _, before in kept]
 
 
 def test_a_frame_says_where_and_when_it_was_taken(camera: Camera) -> None:
@@ -181,6 +237,7 @@ def test_a_frame_says_where_and_when_it_was_taken(camera: Camera) -> None:
     assert all(frame.camera == camera.name for frame in frames)
     assert all(frame.source.isprintable() and frame.source for frame in frames)
     assert all(frame.capture_ms >= 0 for frame in frames)
+    assert all(frame.exposed_ns is None or frame.exposed_ns <= frame.captured.mono_ns for frame in frames)
     assert [frame.part.id for frame in frames] == [f"P{i}" for i in range(1, len(frames) + 1)]
 
 

@@ -82,7 +82,7 @@ def test_a_device_says_what_it_is(gpu: Machine) -> None:
     assert (device.name, device.compute_capability, device.memory_bytes) == ("Orin", (8, 7), 1 << 30)
     assert device.is_integrated
     assert device.can_map
-    assert device.cuda.count(".") == device.driver.count(".") == 1
+    assert device.cuda.count(".") == device.driver_cuda.count(".") == 1
     assert device.library.startswith(gpu.prefer)
     device.close()
 

@@ -13,7 +13,9 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.journal import Journal
-from tests.kit.broker import Mosquitto
+from tests.kit.broker import Mosquitto, free_port
+from tests.kit.commands import run_command
+from tests.kit.line_plc import LinePlc
 from tests.kit.station import ROOT, AgentProcess, make_parts, make_station
 from tests.kit.waiting import wait_until
 
@@ -95,3 +97,42 @@ def test_nothing_is_lost_and_nothing_judged_twice_when_agent_and_broker_are_kill
     assert sorted(recorded.values()) == names
     assert stats.pending == 0
     assert {rec: {part} for rec, part in recorded.items()} == dict(scada.by_rec)
+
+
+@pytest.mark.slow
+def test_what_the_plc_heard_stays_true_and_the_ledger_closes_whenever_the_agent_is_killed(tmp_path: Path) -> None:
+    """With `result: durable` a result on the fast line is on the disk; parts cut short are errors at the next start."""
+    dice, port = random.Random(4), free_port()
+    make_parts(tmp_path / "parts", 4)
+    config = make_station(
+        tmp_path,
+        port=None,
+        camera={"loop": True, "resume": False},
+        trigger={"kind": "tcp", "port": port, "waiting": 3},
+        outputs={"tcp": {"port": port}},
+        line={"result": "durable", "ahead": 1},
+    )
+    heard: dict[str, str] = {}
+    for start in range(8):
+        with AgentProcess(config) as agent, LinePlc(port) as plc:
+            for number in range(dice.randint(20, 120)):
+                plc.trigger(f"S{start}-{number}")
+                if dice.random() < 0.7:
+                    plc.wait_for("RESULT", number - 2)
+            agent.kill()
+        heard |= {line[2]: line[3] for line in plc.said("RESULT")}
+        verified = run_command("agent.cli.journal", "verify", "--state", tmp_path / "state", "--json")
+        assert verified.code == 0, verified.out
+    with AgentProcess(config) as agent:
+        with LinePlc(port):
+            pass
+        assert agent.terminate() == 0, agent.log()
+
+    with Journal.open_readonly(tmp_path / "state") as journal:
+        recorded = {stored.part: json.loads(stored.body)["decision"] for stored in journal.read()}
+        ledger, faults = journal.ledger(), journal.ledger_faults()
+    assert len(heard) > 100
+    assert {part: recorded.get(part) for part, decision in heard.items() if decision != "error"} == {
+        part: decision for part, decision in heard.items() if decision != "error"
+    }
+    assert (ledger.pending, ledger.closes, faults) == (0, True, [])

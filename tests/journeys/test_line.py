@@ -147,3 +147,26 @@ def test_two_agents_never_share_a_state_directory(tmp_path: Path) -> None:
 
     assert code in (1, 2)
     assert "Traceback" not in first.log()
+
+
+def test_two_cameras_look_at_each_part_and_the_worse_view_decides(tmp_path: Path) -> None:
+    """Joined by name; a part that one camera has not seen is an error that names it."""
+    names = make_parts(tmp_path / "parts", 4)
+    make_parts(tmp_path / "left", 1)  # of which the first is good: part_0000
+    for name in names[1:3]:
+        (tmp_path / "left" / name).write_bytes((tmp_path / "left" / names[0]).read_bytes())
+    with Mosquitto(tmp_path) as broker, Listener(broker.port) as plant:
+        config = make_station(
+            tmp_path,
+            port=broker.port,
+            views=[{"name": "left", "camera": {"kind": "folder", "name": "left", "path": str(tmp_path / "left")}}],
+        )
+        with AgentProcess(config) as agent:
+            assert agent.wait() == 0, agent.log()
+        plant.wait_for(lambda ms: len(ms) >= 4, topic_end="/verdict")
+        verdicts = _verdicts(plant)
+
+    assert [v["part"] for v in verdicts] == names
+    assert [v["decision"] for v in verdicts] == ["ok", "defect", "defect", "error"]
+    assert [[view["decision"] for view in v["views"]] for v in verdicts[:2]] == [["ok", "ok"], ["defect", "ok"]]
+    assert verdicts[3]["reason"].startswith("capture: view left: ")

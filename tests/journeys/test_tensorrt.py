@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -139,14 +140,15 @@ def test_auto_that_fell_back_judges_and_says_so_everywhere(tmp_path: Path) -> No
         with machine("10.3.0", gpu={"count": 0}):
             ran = agent("run", config)
         plant.wait_for(lambda ms: len(ms) >= PARTS, topic_end="/verdict")
-        plant.wait_for(lambda ms: len(ms) >= 1, topic_end="/event")
+        plant.wait_for(lambda ms: len(ms) >= 2, topic_end="/event")
         statuses = [json.loads(m.payload) for m in plant.messages("/status")]
         verdicts = [json.loads(m.payload) for m in plant.messages("/verdict")]
-        event = last(plant, "/event")
+        before, event = (json.loads(m.payload) for m in plant.messages("/event"))
 
     assert ran.code == 0, ran.err
     assert all("fell back from TensorRT: " in v["engine"] for v in verdicts)
     assert [v["decision"] for v in verdicts[:2]] == ["ok", "defect"]
+    assert (before["event"], before["severity"]) == ("engine_not_accepted", "warning")
     assert (event["event"], event["severity"]) == ("engine_degraded", "alarm")
     assert "finds no GPU" in event["text"]
     degraded = [status for status in statuses if status["state"] == "degraded"]
@@ -181,6 +183,77 @@ def test_another_tensorrt_than_at_acceptance_compiles_anew_and_is_told(tmp_path:
     assert len(world.builds) == 1
     assert "engine_not_accepted" in ran.err
     assert "TensorRT 10.3.0" in ran.err
+
+
+class DyingGpu:
+    """A GPU whose launches fail from one inference on, to another."""
+
+    def __init__(self, first: int, last: float = math.inf) -> None:
+        self._first, self._last, self._n = first, last, 0
+
+    def __call__(self) -> None:
+        self._n += 1
+        if self._first <= self._n <= self._last:
+            raise RuntimeError("CUDA error 719: unspecified launch failure")
+
+
+@pytest.mark.mosquitto
+def test_a_gpu_that_dies_mid_line_is_an_alarm_and_when_it_is_back_that_is_told(tmp_path: Path) -> None:
+    """Every part gets its verdict all the while; nobody has to find it out by a pile of errors."""
+    make_parts(tmp_path / "parts", PARTS)
+    with Mosquitto(tmp_path) as broker, Listener(broker.port) as plant:
+        config = make_station(
+            tmp_path,
+            port=broker.port,
+            camera={"rate_hz": 8.0, "loop": True},
+            engine={"kind": "trt", "tensorrt": {"memory": "copied"}},
+        )
+        tensorrt_bundle(tmp_path, count=2)
+        with machine("10.3.0", on_execute=DyingGpu(12, 24)):
+            ran = agent("run", config, "--max-parts", 60)
+        plant.wait_for(lambda ms: len(ms) >= 60, topic_end="/verdict")
+        plant.wait_for(lambda ms: len(ms) >= 2, topic_end="/event")
+        events = [json.loads(m.payload) for m in plant.messages("/event")]
+        states = [json.loads(m.payload) for m in plant.messages("/status")]
+        verdicts = [json.loads(m.payload)["decision"] for m in plant.messages("/verdict")]
+
+    assert ran.code == 0, ran.err
+    assert [(e["event"], e["severity"]) for e in events] == [
+        ("engine_failing", "alarm"),
+        ("engine_as_accepted", "info"),
+    ]
+    assert "3 parts in a row got no answer" in events[0]["text"]
+    assert "unspecified launch failure" in events[0]["text"]
+    degraded = [s["reason"] for s in states if s["state"] == "degraded"]
+    assert degraded
+    assert all("the engine fails" in reason for reason in degraded)
+    assert verdicts.count("error") >= 3
+    assert verdicts[-1] != "error"
+    assert len(verdicts) == 60
+
+
+@pytest.mark.mosquitto
+def test_on_change_stop_ends_a_line_whose_gpu_died(tmp_path: Path) -> None:
+    """A CUDA error that sticks needs a new process: exit 1, and systemd starts it."""
+    make_parts(tmp_path / "parts", PARTS)
+    with Mosquitto(tmp_path) as broker, Listener(broker.port) as plant:
+        config = make_station(
+            tmp_path,
+            port=broker.port,
+            camera={"rate_hz": 8.0, "loop": True},
+            engine={"kind": "trt"},
+            acceptance={"on_change": "stop"},
+        )
+        tensorrt_bundle(tmp_path, count=2)
+        with machine("10.3.0", on_execute=DyingGpu(12)):
+            ran = agent("run", config, "--max-parts", 200)
+        plant.wait_for(lambda ms: len(ms) >= 1, topic_end="/event")
+        event = last(plant, "/event")
+
+    assert ran.code == 1
+    assert event["event"] == "engine_failing"
+    assert "3 parts in a row got no answer" in ran.json["stopped"]
+    assert ran.json["judged"] < 50
 
 
 def test_trt_without_a_gpu_refuses_to_start_in_one_sentence(tmp_path: Path) -> None:

@@ -21,8 +21,14 @@ def textured(width: int = 64, height: int = 48, *, seed: int = 0) -> NDArray[np.
 
 
 def flat(level: int, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
-    """(height, width, 3) uint8 BGR of one grey level, which `level_of` finds again after lossy compression."""
-    return np.full((height, width, 3), level, dtype=np.uint8)
+    """(height, width, 3) uint8 BGR of one grey level, which `level_of` finds again after lossy compression.
+
+    From 16 px up it has a mark in one corner: a picture of one value everywhere is none, and is refused as such.
+    """
+    image = np.full((height, width, 3), level, dtype=np.uint8)
+    if min(height, width) >= 16:
+        image[:8, :8] = level + 40 if level < 128 else level - 40
+    return image
 
 
 def level_of(image: NDArray[np.uint8]) -> int:

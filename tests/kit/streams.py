@@ -1,7 +1,6 @@
-"""An MJPEG camera over HTTP, from the standard library: what stands in for RTSP and USB cameras here.
+"""An MJPEG camera over HTTP, from the standard library: it can be stalled, cut, refused and brought back.
 
-RTSP needs a GStreamer server and USB needs a kernel with V4L2; neither is here. HTTP goes the same way through OpenCV
-(FFMPEG, the same time limits), and it can be stalled, cut, refused and brought back.
+It goes the same way through OpenCV as an RTSP camera (FFMPEG, the same time limits); see `tests.kit.rtsp` for one.
 """
 
 from __future__ import annotations
@@ -41,13 +40,16 @@ def mjpeg_server() -> Iterator[MjpegServer]:
 class MjpegServer:
     """Serves each pushed frame once, to the client that is connected.
 
+    Args:
+        kept: frames that wait for the client at most; the oldest are forgotten. None keeps all.
+
     Attributes:
         attempts: connections that were accepted so far, refused ones too.
         refuse: hang up on whoever connects.
     """
 
-    def __init__(self) -> None:
-        self._frames: deque[bytes] = deque()
+    def __init__(self, *, kept: int | None = None) -> None:
+        self._frames: deque[bytes] = deque(maxlen=kept)
         self._changed = threading.Condition()
         self._client = 0
         self._listener: socket.socket | None = None

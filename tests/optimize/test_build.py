@@ -65,8 +65,11 @@ def run_build(tmp_path: Path, *arguments: object, recipe: str = "quantize: {cpu_
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--target", "abacus"], "--target: got 'abacus', expected some of cpu, jetson"),
-        (["--target", ""], "--target: got '', expected some of cpu, jetson"),
+        (
+            ["--target", "abacus"],
+            "--target: got 'abacus', expected some of cpu, jetson, tensorrt, trtexec\nTry: --target jetson",
+        ),
+        (["--target", ""], "--target: got '', expected some of cpu, jetson, tensorrt, trtexec\nTry: --target jetson"),
         (["--max-drop", "-1"], "--max-drop: got -1"),
         (["--seed", "-1"], "--seed: got -1"),
         (["--threads", "0"], "--threads: got 0"),

@@ -191,7 +191,7 @@ def _contexts(driver: _Driver) -> dict[str, Any]:
         do(gpu.init)
 
     def get_version() -> tuple[int, int, int]:
-        return 12, 6, 0
+        return gpu.library_version
 
     def get_driver_version() -> int:
         return int(do(gpu.driver_get_version))

@@ -55,6 +55,7 @@ class Gpu:
             its work, as the driver does when it reports an earlier, asynchronous error.
         fail_call: every call of this name fails: `cuMemAlloc`.
         fail_code: with this CUresult.
+        library_version: the CUDA that PyCUDA was built for.
         calls: the names of the calls made, in order.
         torn: how many copies were still under way when their memory was freed.
         pushed: PyCUDA's own stack of each thread.
@@ -69,6 +70,7 @@ class Gpu:
     can_map: bool = True
     count: int = 1
     driver_version: int = 12060
+    library_version: tuple[int, int, int] = (12, 6, 0)
     fail_at: int = 0
     fail_call: str = ""
     fail_code: int = 719

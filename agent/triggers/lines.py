@@ -1,0 +1,397 @@
+"""Lines of text over TCP, from and to machines that may be hostile, slow, or gone without a word."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from agent.errors import ConfigError
+from agent.frame import Stamp
+from agent.log import log_event
+
+__all__ = ["LineServer", "Peer"]
+
+LINE_BYTES = 512
+"""Longest line that is taken."""
+
+PARTIAL_S = 5.0
+"""Longest time from the first byte of a line to its end."""
+
+PEERS, PEERS_PER_ADDRESS = 32, 16
+"""Connections at the same time. Beyond, the oldest of the same address that never said a line makes room."""
+
+BACKLOG = 128
+
+OUT_BYTES = 65_536
+"""What may wait for a peer that does not read; further lines are lost to it as a whole, and that is told."""
+
+FRAME = " \x02\x03"
+"""What bar code readers may put around a code: STX and ETX."""
+
+SEPARATORS = dict.fromkeys(range(0x1C, 0x20))
+"""What may stand in a code: GS1 codes have GS between their fields."""
+
+HELD_S = 0.02
+"""Between two tries to bring a line that could not be taken."""
+
+DEAD_MS = 10_000
+"""A peer that does not answer for so long is gone: TCP_USER_TIMEOUT, and the keep-alive probes together."""
+
+log = logging.getLogger("agent.tcp")
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Peer:
+    """One connection.
+
+    Attributes:
+        name: its address and port, for messages.
+        address: its IP address.
+    """
+
+    name: str
+    address: str
+    sock: socket.socket
+    inbox: bytearray = dataclasses.field(default_factory=bytearray)
+    outbox: bytearray = dataclasses.field(default_factory=bytearray)
+    has_spoken: bool = False
+    partial_since: float | None = None
+    arrived: Stamp = dataclasses.field(default_factory=Stamp.now)
+    is_held: bool = False
+    is_dead: bool = False
+    unread: int = 0
+
+
+class LineServer:
+    """Takes connections and lines, and says lines; one thread, `tcp`. No method waits for the network.
+
+    A line ends with CR, LF or both, and is UTF-8 without control characters (but for `FRAME` around it and `SEPARATORS`
+    in it); empty ones count for nothing. What is no
+    line (bytes, a line without its end, too long a one) is answered with `REFUSED` and its connection closed. Its first
+    word, whatever its case, chooses who hears it (`hear`); a line of one other word goes to the hearer of `""`.
+
+    It lives as long as somebody holds it: whoever opened it, and who called `hold`; each calls `close`.
+
+    Args:
+        where: the block of the configuration, for messages.
+        host: address to listen on.
+        port: TCP port.
+
+    Attributes:
+        port: where it listens.
+        greeting: gives lines for one who connects.
+
+    Raises:
+        ConfigError: the address can't be had.
+    """
+
+    def __init__(self, where: str, host: str, port: int) -> None:
+        self.greeting: Callable[[], Sequence[str]] = _no_lines
+        self._listener = _listen(where, host, port)
+        self.port: int = self._listener.getsockname()[1]
+        self._lock = threading.RLock()
+        self._peers: dict[int, Peer] = {}
+        self._hearers: dict[str, Callable[[Peer, str, Stamp], bool]] = {"PING": self._pong}
+        self._holders = 1
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="tcp", daemon=True)
+        self._thread.start()
+
+    @property
+    def trouble(self) -> str | None:
+        """Who does not read what is said, in words; None while all do, and while somebody serves them."""
+        if not self._thread.is_alive() and self._holders:
+            return f"port {self.port} is not served any more"
+        with self._lock:
+            deaf = [f"{peer.name} ({peer.unread} lines)" for peer in self._peers.values() if peer.unread]
+        return f"results are not read, and were lost to: {', '.join(deaf)}" if deaf else None
+
+    def hear(self, word: str, hearer: Callable[[Peer, str, Stamp], bool]) -> None:
+        """Give the lines that begin with a word to somebody, on the thread `tcp`.
+
+        Args:
+            word: in capitals; empty for lines of one word that nobody else hears.
+            hearer: called with who said it, what follows the word, and when it came. False when it can't be taken now:
+                it is brought again, and nothing more is read from this peer before.
+        """
+        self._hearers[word] = hearer
+
+    def say(self, peer: Peer, text: str) -> None:
+        """Say a line to one peer; from any thread."""
+        with self._lock:
+            if not peer.is_dead:
+                self._send(peer, _encoded(text))
+
+    def tell(self, text: str) -> None:
+        """Say a line to all peers; from any thread."""
+        data = _encoded(text)
+        with self._lock:
+            for peer in self._peers.values():
+                self._send(peer, data)
+
+    def drop(self, peer: Peer, reason: str) -> None:
+        """Close a connection, and say why; from the thread `tcp`."""
+        log_event(log, "tcp_refused", logging.WARNING, peer=peer.name, reason=reason)
+        self.say(peer, f"REFUSED {reason}")
+        self._forget(peer)
+
+    def hold(self) -> None:
+        """Keep it open until one more `close`."""
+        with self._lock:
+            self._holders += 1
+
+    def close(self) -> None:
+        """Let go of it; the last one ends it."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders:
+                return
+        self._ring()
+        self._thread.join()
+
+    def _ring(self) -> None:
+        with self._lock:
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
+
+    def _send(self, peer: Peer, data: bytes) -> None:
+        """Send now what the network takes; the rest waits for it to take more. The lock is held."""
+        if len(peer.outbox) + len(data) > OUT_BYTES:
+            if not peer.unread:
+                log_event(log, "tcp_unread", logging.ERROR, peer=peer.name)
+            peer.unread += 1
+            return
+        had = bool(peer.outbox)
+        peer.outbox += data
+        if not had:
+            self._flush(peer)
+            if peer.outbox or peer.is_dead:
+                self._ring()
+
+    def _flush(self, peer: Peer) -> None:
+        try:
+            while peer.outbox:
+                del peer.outbox[: peer.sock.send(peer.outbox)]
+            peer.unread = 0
+        except BlockingIOError:
+            pass
+        except OSError:
+            peer.is_dead = True
+
+    def _run(self) -> None:
+        try:
+            while self._holders:
+                self._turn()
+        except Exception:  # our bug: nobody is heard any more, and connections that are closed say so
+            log.exception("bug")
+        finally:
+            for peer in list(self._peers.values()):
+                self._forget(peer)
+            with self._lock:
+                os.close(self._bell)
+                self._bell = -1
+            self._selector.close()
+            self._listener.close()
+
+    def _turn(self) -> None:
+        ready = {key.fd: events for key, events in self._selector.select(self._wait_s())}
+        if ready.pop(self._bell, 0):
+            os.eventfd_read(self._bell)
+        if ready.pop(self._listener.fileno(), 0):
+            any(not self._accept() for _ in range(BACKLOG))
+        for peer in list(self._peers.values()):
+            self._serve_safely(peer, ready.get(peer.sock.fileno(), 0))
+
+    def _serve_safely(self, peer: Peer, events: int) -> None:
+        try:
+            self._serve(peer, events)
+        except Exception:  # our bug, at one line of one peer; the others are served
+            log.exception("bug")
+            self.drop(peer, "internal error")
+
+    def _wait_s(self) -> float | None:
+        """Until a line is brought again, or one without an end has waited long enough."""
+        peers = self._peers.values()
+        if any(peer.is_held for peer in peers):
+            return HELD_S
+        began = [peer.partial_since for peer in peers if peer.partial_since is not None]
+        return max(0.0, min(began) + PARTIAL_S - time.monotonic()) if began else None
+
+    def _serve(self, peer: Peer, events: int) -> None:
+        with self._lock:
+            if events & selectors.EVENT_WRITE:
+                self._flush(peer)
+        if not peer.is_dead and (peer.is_held or events & selectors.EVENT_READ):
+            self._read(peer)
+        if peer.partial_since is not None and time.monotonic() >= peer.partial_since + PARTIAL_S:
+            self.drop(peer, f"a line without its end for {PARTIAL_S:g} s")
+        if peer.is_dead:
+            self._forget(peer)
+        elif peer.sock.fileno() >= 0:
+            wanted = (0 if peer.is_held else selectors.EVENT_READ) | (selectors.EVENT_WRITE if peer.outbox else 0)
+            self._watch(peer, wanted)
+
+    def _watch(self, peer: Peer, events: int) -> None:
+        known = self._selector.get_map().get(peer.sock.fileno())
+        if known is None and events:
+            self._selector.register(peer.sock, events)
+        elif known is not None and not events:
+            self._selector.unregister(peer.sock)
+        elif known is not None and known.events != events:
+            self._selector.modify(peer.sock, events)
+
+    def _read(self, peer: Peer) -> None:
+        if not peer.is_held:
+            try:
+                data = peer.sock.recv(4_096)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                if peer.inbox:
+                    log_event(log, "tcp_cut", logging.WARNING, peer=peer.name, reason="a line without its end")
+                peer.is_dead = True
+                return
+            peer.inbox += data
+            peer.arrived = Stamp.now()
+        self._take(peer, peer.arrived)
+
+    def _take(self, peer: Peer, at: Stamp) -> None:
+        """Bring each whole line; what is left is the beginning of one."""
+        lines = peer.inbox.replace(b"\r", b"\n").split(b"\n")
+        rest = lines.pop()
+        peer.is_held = False
+        while lines and not peer.is_dead and not peer.is_held:
+            peer.is_held = not self._bring(peer, bytes(lines[0]), at)
+            if not peer.is_held:
+                lines.pop(0)
+        peer.inbox = bytearray(b"\n".join([*lines, rest]))
+        if peer.is_dead or peer.is_held or not rest:
+            peer.partial_since = None
+        elif len(rest) > LINE_BYTES:
+            self.drop(peer, f"a line of more than {LINE_BYTES} bytes")
+        elif peer.partial_since is None:
+            peer.partial_since = time.monotonic()
+
+    def _bring(self, peer: Peer, line: bytes, at: Stamp) -> bool:
+        """One line to its hearer; False when that can't take it now."""
+        try:
+            text = line.decode().strip(FRAME)
+        except UnicodeDecodeError:
+            text = "\0"
+        if not text.translate(SEPARATORS).isprintable() or len(line) > LINE_BYTES:
+            self.drop(peer, f"expected lines of text of at most {LINE_BYTES} bytes")
+            return True
+        word, _, rest = text.partition(" ")
+        hearer = self._hearers.get(word.upper())
+        if hearer is None and not rest:
+            hearer, rest = self._hearers.get(""), word
+        if not text:
+            return True
+        if hearer is None:
+            self.drop(peer, f"unknown line: {text[:40]}")
+            return True
+        peer.has_spoken = True
+        return hearer(peer, rest.strip(" "), at)
+
+    def _pong(self, peer: Peer, rest: str, at: Stamp) -> bool:
+        del at
+        self.say(peer, f"PONG {rest}".rstrip())
+        return True
+
+    def _accept(self) -> bool:
+        """One who waits; False when nobody does."""
+        try:
+            sock, address = self._listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # it stays in the listener's queue: not to try all the time
+                time.sleep(HELD_S)
+            return False
+        peer = Peer(f"{address[0]}:{address[1]}", str(address[0]), sock)
+        sock.setblocking(False)
+        _keep_alive(sock)
+        if self._make_room(peer):
+            with self._lock:
+                self._peers[sock.fileno()] = peer
+            for line in self.greeting():
+                self.say(peer, line)
+            self._watch(peer, selectors.EVENT_READ)
+        else:
+            self.drop(peer, "too many connections")
+        return True
+
+    def _make_room(self, peer: Peer) -> bool:
+        same = [other for other in self._peers.values() if other.address == peer.address]
+        if len(same) < PEERS_PER_ADDRESS and len(self._peers) < PEERS:
+            return True
+        silent = next((other for other in same if not other.has_spoken), None)
+        if silent is not None:
+            self.drop(silent, "too many connections")
+        return silent is not None
+
+    def _forget(self, peer: Peer) -> None:
+        with self._lock:
+            peer.is_dead = True
+            if peer.sock.fileno() < 0:
+                return
+            self._peers.pop(peer.sock.fileno(), None)
+            if peer.sock.fileno() in self._selector.get_map():
+                self._selector.unregister(peer.sock)
+            peer.partial_since, peer.is_held = None, False
+            peer.sock.close()
+
+
+def _no_lines() -> Sequence[str]:
+    return ()
+
+
+def _encoded(text: str) -> bytes:
+    """One line, whatever the text: what can't be printed becomes a space; cut to `LINE_BYTES`."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return printable.encode(errors="replace")[: LINE_BYTES - 2].decode(errors="ignore").rstrip(" ").encode() + b"\r\n"
+
+
+_PROBLEMS = {
+    errno.EADDRINUSE: ("is in use", "another program listens there (`ss -tlnp` shows which); choose another port"),
+    errno.EADDRNOTAVAIL: ("is no address of this machine", "`ip address` lists them; 0.0.0.0 is all of them"),
+    errno.EACCES: ("is not allowed", "ports under 1024 are for root; choose a higher one"),
+}
+
+
+def _listen(where: str, host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except (OSError, UnicodeError) as error:
+        listener.close()
+        number = error.errno if isinstance(error, OSError) else None
+        problem, hint = _PROBLEMS.get(number or 0, (f"can't be used ({error})", "give an IP address of this machine"))
+        raise ConfigError(f"{where}: {host} port {port} {problem}", hint=hint) from error
+    return listener
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Send at once, and notice within `DEAD_MS` that the other side is gone (tcp(7))."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_MS // 2_000)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, DEAD_MS // 2_000)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_MS)
