@@ -10,7 +10,7 @@ from optimize.ladder.figures import figures_of, flips_of, lost_classes
 from optimize.ladder.model import RungFile, RungModel, open_rung, task_of
 from optimize.ladder.picture import draw_ladder
 from optimize.ladder.resort import Again, JudgedRung, recovered
-from optimize.ladder.rung import ClassCount, Figures, Flip, LostClass, Recovery, Rung, Side
+from optimize.ladder.rung import ClassCount, FellClass, Figures, Flip, LostClass, Recovery, Rung, Side
 from optimize.ladder.sheet import draw_flips
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Breach",
     "Budget",
     "ClassCount",
+    "FellClass",
     "Figures",
     "Flip",
     "JudgedRung",

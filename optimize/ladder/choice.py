@@ -40,9 +40,9 @@ class Breach:
     """A limit that a rung breaks.
 
     Attributes:
-        limit: its key in the recipe, or `recall` for a class that was lost.
+        limit: its key in the recipe; `recall` for a class that was lost, `judged` for images that it could not judge.
         got: what the rung has; None when it is not known.
-        allowed: the limit; None for `recall`.
+        allowed: the limit; None for `recall` and `judged`.
         excess: how far it lies over the limit, in parts of it: 0.5 is half as much again.
         words: the same for a person.
     """
@@ -79,7 +79,7 @@ class LadderChoice:
 
 
 def choose_rung(rungs: Sequence[Rung], budget: Budget) -> LadderChoice:
-    """Pick the fastest rung that lost no class and keeps every limit.
+    """Pick the fastest rung that lost no class, judged what the top could judge, and keeps every limit.
 
     Args:
         rungs: the top first.
@@ -107,7 +107,10 @@ def choose_rung(rungs: Sequence[Rung], budget: Budget) -> LadderChoice:
 
 
 def breaches_of(rung: Rung, budget: Budget) -> Iterator[Breach]:
-    """What a rung breaks; a class that was lost is always a breach."""
+    """What a rung breaks; a class that was lost is always a breach, and so are images that it could not judge."""
+    if rung.failure:
+        words = f"judged: could not judge {rung.unjudged} of {rung.n} images ({rung.failure})"
+        yield Breach(limit="judged", got=float(rung.unjudged), allowed=None, excess=1.0, words=words)
     for lost in rung.lost:
         excess = 1 - lost.after / lost.before
         yield Breach(limit="recall", got=lost.after / lost.n, allowed=None, excess=excess, words=lost.sentence())
@@ -166,9 +169,9 @@ def _escape(rung: Rung, allowed: float) -> Iterator[Breach]:
 
 
 def _farness(found: Sequence[Breach]) -> tuple[bool, float, float]:
-    """A lost class is farther than any number; then the limit that is missed by most, then all of them together."""
+    """What is always a breach is farther than any number; then the limit that is missed by most, then all of them."""
     excess = [breach.excess for breach in found]
-    return any(breach.limit == "recall" for breach in found), max(excess, default=0.0), sum(excess)
+    return any(breach.limit in ("recall", "judged") for breach in found), max(excess, default=0.0), sum(excess)
 
 
 def _why(best: Rung, top: Rung, budget: Budget) -> str:

@@ -1,18 +1,25 @@
 """From what the top and a rung made of the same images to the rung's figures; pure.
 
 **No rung may lose a class silently.** A mean hides a rare class: of 1000 tiles with 12 frayed ones a rung may lose all
-twelve for 1.2 points. So each class is looked at by itself: the images (or boxes) of it that the top got and the rung
-did not, against those the other way round, by the exact paired test of `optimize.compare.paired`, one-sided. Less than
-5 %, or no hit left where there was one, and the rung is refused. Images of one part hang together, so whole groups are
-compared; but a class with hits in fewer than five groups could lose nearly all and still be called chance, so there
-images are counted. Nothing is corrected for looking at many classes: a
-rung that is refused by chance costs some milliseconds, a class that is lost costs parts.
+twelve for 1.2 points. So each class is looked at by itself, and a rung is refused by its name where one of these holds:
+
+- none: no hit is left where the top had one;
+- half: it finds at most half of what the top found, and at least three fewer, however few images or groups these are. A
+  test of six images can prove nothing, but four of six that are gone are gone;
+- proven: the images (or boxes) that the top got and the rung did not, against those the other way round, by the exact
+  paired test of `optimize.compare.paired`, one-sided, less than 5 %. Images of one part hang together, so whole groups
+  are compared; but a class with hits in fewer than five groups could lose much and still be called chance, so there
+  images are counted.
+
+What fell at all and is not refused is told as well (`fell`), with its counts. Nothing can be lost of a class that the
+top itself does not find: `optimize.ladder.assess` names each that it finds less than half of. Nothing is corrected for
+looking at many classes: a rung that is refused by chance costs some milliseconds, a class that is lost costs parts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +30,7 @@ from agent.verdict import Decision
 from optimize.compare.paired import ALPHA, escape_upper, net_by_group, paired_p
 from optimize.detection_score import box_fates, score_detections
 from optimize.intervals import group_draws, ratio
-from optimize.ladder.rung import ClassCount, Figures, Flip, LostClass, Side
+from optimize.ladder.rung import ClassCount, FellClass, Figures, Flip, LostClass, LossRule, Side
 from optimize.outcomes import Outcome, group_of
 
 if TYPE_CHECKING:
@@ -34,6 +41,10 @@ __all__ = ["figures_of", "flips_of", "lost_classes"]
 
 FEWEST_GROUPS = 5
 """So many that all get worse are 1/32 by chance; four are 1/16, which shows nothing."""
+
+LEFT, FEWEST_LOST = 0.5, 3
+"""At most this share of the top's hits left, and at least so many gone: refused without a proof. One of two, or two of
+four, is what a second picture of the same part may do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,6 +66,7 @@ def figures_of(top: Sequence[Outcome], own: Sequence[Outcome], manifest: Manifes
     """
     first, second = (_accuracy(outcomes, manifest) for outcomes in (top, own))
     hits = _hits(own, manifest)
+    falls = list(_falls(_hits(top, manifest), hits))
     bad = [o for o in own if o.severity != "ok"]
     escaped = np.array([o.decision is Decision.OK for o in bad], dtype=np.bool_)
     good = [o for o in own if o.severity == "ok"]
@@ -72,14 +84,17 @@ def figures_of(top: Sequence[Outcome], own: Sequence[Outcome], manifest: Manifes
         goods=len(good),
         decisions_changed=sum(a.decision is not b.decision for a, b in zip(top, own, strict=True)),
         flips=flips_of(top, own, manifest),
-        lost=tuple(_lost(_hits(top, manifest), hits)),
+        lost=tuple(fall for fall in falls if isinstance(fall, LostClass)),
+        fell=tuple(fall for fall in falls if isinstance(fall, FellClass)),
         unjudged=sum(o.decision is Decision.ERROR for o in own),
+        failure=_failure(top, own),
     )
 
 
 def lost_classes(top: Sequence[Outcome], own: Sequence[Outcome], manifest: Manifest) -> tuple[LostClass, ...]:
     """The classes whose recall fell from something to far less, or to nothing; arguments as of `figures_of`."""
-    return tuple(_lost(_hits(top, manifest), _hits(own, manifest)))
+    falls = _falls(_hits(top, manifest), _hits(own, manifest))
+    return tuple(fall for fall in falls if isinstance(fall, LostClass))
 
 
 def flips_of(top: Sequence[Outcome], own: Sequence[Outcome], manifest: Manifest) -> tuple[Flip, ...]:
@@ -159,17 +174,44 @@ def _counted(name: str, found: _Hits) -> ClassCount:
     return ClassCount(name=name, severity=found.severity, hits=int(found.is_hit.sum()), n=len(found.is_hit))
 
 
-def _lost(top: dict[str, _Hits], own: dict[str, _Hits]) -> Iterator[LostClass]:
+def _falls(top: Mapping[str, _Hits], own: Mapping[str, _Hits]) -> Iterator[LostClass | FellClass]:
+    """Each class of which the rung finds less than the top: lost, or only fell."""
     for name, after in own.items():
         before = top[name]
         hits = [int(side.is_hit.sum()) for side in (before, after)]
-        known = {group for group, is_hit in zip(before.groups, before.is_hit.tolist(), strict=True) if is_hit}
-        groups: Sequence[Hashable] = before.groups if len(known) >= FEWEST_GROUPS else range(len(before.groups))
-        net = net_by_group(~before.is_hit, ~after.is_hit, groups)
-        # The distribution under the null is symmetric, so one side is half of both.
-        p_value = paired_p(net) / 2 if int(net.sum()) > 0 else 1.0
-        if hits[0] > hits[1] and (p_value < ALPHA or hits[1] == 0):
-            yield LostClass(name=name, before=hits[0], after=hits[1], n=len(after.is_hit), p_value=p_value)
+        if hits[1] >= hits[0]:
+            continue
+        p_value = _chance(before, after)
+        rule = _rule(*hits, p_value)
+        if rule is None:
+            yield FellClass(name=name, before=hits[0], after=hits[1], n=len(after.is_hit), p_value=p_value)
+        else:
+            yield LostClass(name=name, before=hits[0], after=hits[1], n=len(after.is_hit), p_value=p_value, rule=rule)
+
+
+def _chance(before: _Hits, after: _Hits) -> float:
+    """How probable so large a loss is if both are alike: by group, or by image where groups are few."""
+    known = {group for group, is_hit in zip(before.groups, before.is_hit.tolist(), strict=True) if is_hit}
+    groups: Sequence[Hashable] = before.groups if len(known) >= FEWEST_GROUPS else range(len(before.groups))
+    net = net_by_group(~before.is_hit, ~after.is_hit, groups)
+    # The distribution under the null is symmetric, so one side is half of both.
+    return paired_p(net) / 2 if int(net.sum()) > 0 else 1.0
+
+
+def _rule(before: int, after: int, p_value: float) -> LossRule | None:
+    """By which rule a class that fell is lost."""
+    if after == 0:
+        return "none"
+    if p_value < ALPHA:
+        return "proven"
+    return "half" if after <= LEFT * before and before - after >= FEWEST_LOST else None
+
+
+def _failure(top: Sequence[Outcome], own: Sequence[Outcome]) -> str:
+    """What the first image says that the rung could not judge, though the top could."""
+    failed = (b for a, b in zip(top, own, strict=True) if b.decision is Decision.ERROR is not a.decision)
+    first = next(failed, None)
+    return "" if first is None else f"{first.file}: {first.reason}"
 
 
 def _drop_95(top: Sequence[Outcome], own: Sequence[Outcome]) -> tuple[float, float]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from agent.bundle.manifest import Severity, Task
 from agent.profile import GraphTiming
 
-__all__ = ["ClassCount", "Figures", "Flip", "LostClass", "Recovery", "Rung", "Side"]
+__all__ = ["ClassCount", "FellClass", "Figures", "Flip", "LossRule", "LostClass", "Recovery", "Rung", "Side"]
+
+LossRule: TypeAlias = Literal["none", "half", "proven"]
+"""By what a class is called lost, see `optimize.ladder.figures`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,36 @@ class LostClass:
         n: images, or boxes, that are so.
         p_value: how probable so large a loss is if both are alike: exact, paired, one-sided; by group, or by image
             where the class has hits in fewer than five groups.
+        rule: `none` is left; `half` or less of what the top found, and three fewer or more; `proven` by the p-value.
+    """
+
+    name: str
+    before: int
+    after: int
+    n: int
+    p_value: float
+    rule: LossRule
+
+    def sentence(self) -> str:
+        """For a person."""
+        how = {
+            "none": "none is left",
+            "half": "half or less is left, which is refused without a proof",
+            "proven": f"p {self.p_value:.2g}, paired",
+        }[self.rule]
+        return f"loses the class {self.name}: {self.before} of {self.n} before, {self.after} now ({how})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FellClass:
+    """A class of which a rung finds less than the top, but not so much less that it is refused.
+
+    Attributes:
+        name: of the class.
+        before: hits of the top.
+        after: hits of this rung, fewer.
+        n: images, or boxes, that are so.
+        p_value: as of `LostClass`.
     """
 
     name: str
@@ -54,8 +87,7 @@ class LostClass:
 
     def sentence(self) -> str:
         """For a person."""
-        how = "none is left" if self.after == 0 else f"p {self.p_value:.2g}, paired"
-        return f"loses the class {self.name}: {self.before} of {self.n} before, {self.after} now ({how})"
+        return f"finds less of {self.name}: {self.before} of {self.n} before, {self.after} now (p {self.p_value:.2g})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +180,9 @@ class Figures:
         decisions_changed: images whose decision is another than the top's.
         flips: images whose decision or class is another than the top's.
         lost: classes that it lost.
+        fell: classes of which it finds less, without being refused for it.
         unjudged: images that it could not judge; they count as wrong, and as stopped.
+        failure: the first image that it could not judge though the top could, and why; empty where there is none.
     """
 
     n: int
@@ -165,12 +199,14 @@ class Figures:
     decisions_changed: int
     flips: tuple[Flip, ...]
     lost: tuple[LostClass, ...]
+    fell: tuple[FellClass, ...]
     unjudged: int
+    failure: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Rung(Figures):
-    """One network of a ladder; truthy when it lost no class.
+    """One network of a ladder; truthy when it lost no class, and judged every image that the top could judge.
 
     Attributes:
         name: of the rung.
@@ -203,7 +239,7 @@ class Rung(Figures):
     recovery: Recovery | None = None
 
     def __bool__(self) -> bool:
-        return not self.lost
+        return not self.lost and not self.failure
 
     @property
     def size_mb(self) -> float:
@@ -222,7 +258,8 @@ class Rung(Figures):
         values["recall"] = {c.name: {"hits": c.hits, "n": c.n, "severity": c.severity} for c in self.recall}
         values["flips"] = [dataclasses.asdict(flip) for flip in self.flips]
         values["flipped"] = dict(self.flipped())
-        values["lost"] = [{**dataclasses.asdict(lost), "sentence": lost.sentence()} for lost in self.lost]
+        for key in ("lost", "fell"):
+            values[key] = [{**dataclasses.asdict(fall), "sentence": fall.sentence()} for fall in values[key]]
         values["recovery"] = self.recovery and {
             **dataclasses.asdict(self.recovery),
             "sentence": self.recovery.sentence(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent.config import FrameTriggerConfig, FreeRunConfig
+from agent.frame import Part
 from agent.triggers import open_trigger
 from tests.kit.cameras import HandCamera
 
@@ -29,10 +30,10 @@ def test_each_frame_is_a_part_with_its_own_id() -> None:
     camera.show(10, 20)
     trigger = open_trigger(FrameTriggerConfig(kind="frame"), camera)
     first = trigger.next(0)
-    assert first is not None
+    assert isinstance(first, Part)
     camera.read(first)
     second = trigger.next(0)
-    assert second is not None
+    assert isinstance(second, Part)
 
     assert (first.sequence, second.sequence) == (1, 2)
     assert (first.trigger, second.trigger) == ("frame", "frame")
@@ -50,7 +51,7 @@ def test_a_part_is_named_by_the_camera_where_it_knows_a_name() -> None:
 
     part = open_trigger(FrameTriggerConfig(kind="frame"), camera).next(0)
 
-    assert part is not None
+    assert isinstance(part, Part)
     assert part.id == "lot7/img_2.png"
 
 
@@ -61,7 +62,7 @@ def test_free_run_names_parts_as_configured() -> None:
 
     part = open_trigger(FreeRunConfig(kind="free", part_prefix="press7"), camera).next(0)
 
-    assert part is not None
+    assert isinstance(part, Part)
     assert part.id.startswith("press7-20")
     assert part.trigger == "free"
 
@@ -73,7 +74,7 @@ def test_a_trigger_ends_with_its_camera() -> None:
     camera.end()
     trigger = open_trigger(FrameTriggerConfig(kind="frame"), camera)
     part = trigger.next(0)
-    assert part is not None
+    assert isinstance(part, Part)
 
     ended = [trigger.ended]
     camera.read(part)

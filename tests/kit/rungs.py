@@ -14,7 +14,7 @@ from tests.kit.float_models import CLASSES, conv_classifier
 
 __all__ = ["LOST", "blind_to", "rung", "with_weights"]
 
-LOST = LostClass(name="spot", before=4, after=0, n=4, p_value=0.0625)
+LOST = LostClass(name="spot", before=4, after=0, n=4, p_value=0.0625, rule="none")
 
 
 def rung(name: str, ms: float | None = 10.0, drop: float = 0.0, **changes: Any) -> Rung:
@@ -41,7 +41,9 @@ def rung(name: str, ms: float | None = 10.0, drop: float = 0.0, **changes: Any) 
         "decisions_changed": 0,
         "flips": (),
         "lost": (),
+        "fell": (),
         "unjudged": 0,
+        "failure": "",
         "macs": 1_000_000,
         "parameters": 1000,
         "size_bytes": 4_000_000,

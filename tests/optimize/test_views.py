@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,9 @@ from optimize.networks import build_network  # noqa: E402
 from optimize.train.batches import Batch, Batches  # noqa: E402
 from optimize.train_config import TrainConfig  # noqa: E402
 from optimize.trainset import Pictures  # noqa: E402
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 pytestmark = pytest.mark.torch
 
@@ -81,9 +84,9 @@ def test_the_teacher_is_shown_the_views() -> None:
     """Not the student's pictures enlarged."""
     seen: list[tuple[int, ...]] = []
 
-    def teacher(shown: torch.Tensor) -> Taught:
-        seen.append(tuple(shown.shape))
-        return Taught(logits=torch.zeros(len(shown), 2))
+    def teacher(pictures: Tensor) -> Taught:
+        seen.append(tuple(pictures.shape))
+        return Taught(logits=torch.zeros(len(pictures), 2))
 
     network = build_network("tiny", 2)
     objective = DistillObjective(teacher, Shares(), network, None)
