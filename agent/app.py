@@ -38,6 +38,7 @@ from agent.inspection import Inspector
 from agent.journal import Journal
 from agent.log import log_event
 from agent.outputs import FastPath, open_outputs
+from agent.outputs.gpio import set_inactive
 from agent.publisher import Publisher
 from agent.roi import Roi, configured_size
 from agent.station import Station
@@ -100,6 +101,8 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
             durable any more.
     """
     cores = line_cores(config.line.pin_cores)
+    if config.outputs.gpio is not None:
+        set_inactive(config.outputs.gpio)  # what a process that died has left there must not stand until we are ready
     with contextlib.ExitStack() as stack:
         stack.enter_context(_prompt_threads())
         bundle = open_bundle(config.bundle)
@@ -151,6 +154,7 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
             gc.collect()
             gc.freeze()  # what is there now stays: nobody has to look through it again while parts come
             if face.stopped is None:
+                face.ready()
                 log_event(log, "ready", station=config.station, bundle=inspector.ref.name, engine=engine.name)
                 notify("READY=1", f"STATUS={bundle.manifest.name} on {engine.name}")
             judged = station.run(stop, max_parts)
@@ -192,6 +196,7 @@ def _open_line(
     stack.callback(trigger.close)
     fast = FastPath(open_outputs(config.outputs, trigger), deadline_ms=config.line.deadline_ms)
     stack.callback(fast.close)
+    fast.fault("starting")
     return camera, trigger, fast
 
 

@@ -121,7 +121,11 @@ class Face:
             log_event(log, f"{what}_lost", logging.ERROR, **{what: name}, reason=reason)
         self._note(what, None if reason is None else f"{shown}: {reason}")
         if what in ("camera", "trigger"):
-            self._tell_outputs(next((fault for w in ("camera", "trigger") if (fault := self._faults.get(w))), None))
+            self.ready()
+
+    def ready(self) -> None:
+        """The line takes parts, unless camera or trigger are lost already: the fast outputs hear which it is."""
+        self._tell_outputs(next((fault for w in ("camera", "trigger") if (fault := self._faults.get(w))), None))
 
     def idle(self) -> None:
         """No part is there: a look at the board delays none."""

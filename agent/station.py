@@ -22,6 +22,8 @@ Threads of the process, all of them:
 | `fast` (with outputs) | the fast results and their deadlines | nothing | closed: open parts get `error` first |
 | `journal` | the writing connection, evidence files | the disk | the journal is closed: drains first |
 | `publisher` | the MQTT socket, a reading connection | the network | stopped, after a bounded drain |
+| `gpio` (result lines), `tcp` (line server) | the lines; the sockets | the chip's edges; the network | outputs and trigger are closed |
+| `reopen`, `NAME-close` (GenICam, Pi) | a camera that is opened again, or let go of | the driver | the driver returns |
 | `cuda-context` (PyCUDA only) | the GPU's primary context | the driver | the engine is closed |
 
 The watchdog has no thread: the line itself feeds it, so a line that is stuck is a line that is restarted.

@@ -21,7 +21,7 @@ import numpy as np
 
 from agent.cameras.decode import decode_image, path_in_words
 from agent.cameras.stream_clock import StreamClock
-from agent.cameras.v4l2 import ask_device, exposure_stamp_ns
+from agent.cameras.v4l2 import NotTaken, ask_device, exposure_stamp_ns, size_not_taken
 from agent.config import OpenCvCameraConfig
 from agent.errors import CameraError, ImageError
 from agent.frame import BgrImage, Fault, Frame, Part, Stamp
@@ -265,11 +265,7 @@ class OpenCvCamera:
         self._stream_clock = StreamClock() if self._source.target.lower().startswith(RTSP) else None
         capture = _open_capture(self._source, self._config)
         if capture is not None and self._source.kind == "device":
-            for refused in ask_device(capture, self._source.target, self._config):
-                if refused.key not in self._told:
-                    self._told.add(refused.key)
-                    fields = {"setting": refused.key, "asked": refused.asked, "got": refused.got}
-                    log_event(log, "camera_setting_not_taken", logging.WARNING, camera=self.name, **fields)
+            self._tell_once(ask_device(capture, self._source.target, self._config))
         if capture is not None:
             _ask_for_packets(capture, self._source)
         self._opened_ns, self._skipped = time.monotonic_ns(), 0
@@ -280,7 +276,16 @@ class OpenCvCamera:
         if self._size is not None and size != self._size:
             fields = {"was": "{}x{}".format(*self._size), "now": "{}x{}".format(*size)}
             log_event(log, "frame_size_changed", logging.WARNING, camera=self.name, **fields)
+        if self._source.kind == "device":
+            self._tell_once(size_not_taken(self._config, *size))
         self._size = size
+
+    def _tell_once(self, not_taken: list[NotTaken]) -> None:
+        for refused in not_taken:
+            if refused.key not in self._told:
+                self._told.add(refused.key)
+                fields = {"setting": refused.key, "asked": refused.asked, "got": refused.got}
+                log_event(log, "camera_setting_not_taken", logging.WARNING, camera=self.name, **fields)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

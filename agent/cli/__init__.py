@@ -20,6 +20,7 @@ PROGRAM = Program(
         "agent.cli.build_engine",
         "agent.cli.accept",
         "agent.cli.journal",
+        "agent.cli.lines",
         "agent.cli.bundle",
     ),
     version=__version__,

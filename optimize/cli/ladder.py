@@ -21,6 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run"]
 
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """The bundle of the rung that was taken, and where an earlier one was put out of the way; None for none."""
+
+    bundle: Path | None
+    set_aside: Path | None
+
+    def to_json(self) -> dict[str, str | None]:
+        """Plain values."""
+        values = {"bundle": self.bundle, "set_aside": self.set_aside}
+        return {key: None if path is None else str(path) for key, path in values.items()}
+
+
 NAME = "ladder"
 HELP = "Distil, prune and quantize a network, show what each rung costs, and take the fastest that keeps the budget."
 EPILOG = """examples:
@@ -31,12 +45,17 @@ EPILOG = """examples:
 
 Rungs are made in WORK/steps, each once: run it again and only what changed is done. All are judged on the same images,
 paired with the top, and timed in turn here, or by --profile, which `defect-agent bench --profile` makes on the device.
-A rung that loses a class is refused by name. An INT8 rung that loses one, or more than --max-drop, though its float
-network does not, is the last resort's: it is recovered while it rounds, without labels, and quantized again.
+A rung that loses a class is refused by name (`!`): none of it is left where the top found some; or half or less of what
+the top found is left and three or more are gone, however few pictures there are; or it fell by more than chance (paired
+by group, one-sided, 5 %). What fell less than that has a `?` and a note with its counts; a class of which the top finds
+less than half is named (`~`), as nothing is seen to be lost of it. An INT8 rung that loses one, or more than
+--max-drop, though its float network does not, is the last resort's: it is recovered while it rounds, without labels,
+and quantized again.
 
 What is not given comes from `ladder:` in defect-opt.yaml. WORK gets ladder.json, ladder.png, sheets/RUNG.png (the
 pictures that a rung judges otherwise, with heatmaps) and the bundle of the rung that was taken. Exit code 1: no rung
-keeps every limit; the nearest is named, and what it breaks by how much.
+keeps every limit; the nearest is named, and what it breaks by how much. A bundle that an earlier run left in this place
+is renamed to *.old where this one takes no rung, or one without a bundle.
 """
 
 
@@ -86,16 +105,16 @@ def run(args: argparse.Namespace) -> int:
         dataset = _read(recipe, top)
         _check_data(args, recipe, dataset)
         plan = _plan(args, top, recipe, work, progress)
-        _check_names([top.name, *(planned.name for planned in plan.rungs), *(file.name for file in more)])
+        _check_names([top.name, *(planned.name for planned in plan.rungs)], [file.name for file in more])
         files = (*climb(top, plan.rungs, work, progress), *more)
         ladder = assess(files, dataset, recipe, options, again=plan.again, progress=progress)
-    bundle = _write(ladder, work, _out(args, recipe, top, work))
+    written = _write(ladder, work, _out(args, recipe, top, work))
     uses = _noted(args, ladder, dataset)
     if args.json:
-        document = {**ladder.to_json(), "data": str(dataset.root), "bundle": None if bundle is None else str(bundle)}
+        document = {**ladder.to_json(), "data": str(dataset.root), **written.to_json()}
         print_json({**document, "test_uses": None if uses is None else dataclasses.asdict(uses)})
     else:
-        print("\n".join(_lines(ladder, work, bundle, uses)))
+        print("\n".join(_lines(ladder, work, written, uses)))
     return DONE if ladder else FAILED
 
 
@@ -189,8 +208,11 @@ def _check_data(args: argparse.Namespace, recipe: Recipe, dataset: Dataset) -> N
         )
 
 
-def _check_names(names: list[str]) -> None:
+def _check_names(made: list[str], given: list[str]) -> None:
+    names = [*made, *given]
     twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None and twice not in given:
+        raise OptimizeError(f"--keep-macs: {twice} is asked for twice", hint="give each share once")
     if twice is not None:
         raise OptimizeError(f"--rung: there is a rung called {twice} already", hint="give it another name")
 
@@ -211,7 +233,7 @@ def _out(args: argparse.Namespace, recipe: Recipe, top: RungFile, work: Path) ->
     return args.out or work / f"{name}-{recipe.version}.defect"
 
 
-def _write(ladder: Ladder, work: Path, out: Path) -> Path | None:
+def _write(ladder: Ladder, work: Path, out: Path) -> _Written:
     """Report, plot, sheets, and the bundle of the rung that was taken."""
     import json
 
@@ -221,7 +243,8 @@ def _write(ladder: Ladder, work: Path, out: Path) -> Path | None:
     hint = "choose another --work"
     taken = next((rung for rung in ladder.rungs if rung.name == ladder.choice.name), None)
     bundle = None if taken is None else deploy(taken, ladder.files, out)
-    told = {**ladder.to_json(), "bundle": None if bundle is None else str(bundle)}
+    written = _Written(bundle=bundle, set_aside=_set_aside(out) if bundle is None else None)
+    told = {**ladder.to_json(), **written.to_json()}
     text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(work / "ladder.json", f"{text}\n".encode(), hint=hint)
     write_atomically(work / "ladder.png", draw_ladder(ladder), hint=hint)
@@ -229,7 +252,22 @@ def _write(ladder: Ladder, work: Path, out: Path) -> Path | None:
         stale.unlink()
     for name, picture in ladder.sheets:
         write_atomically(work / "sheets" / f"{name}.png", picture, hint=hint)
-    return bundle
+    return written
+
+
+def _set_aside(out: Path) -> Path | None:
+    """Rename what an earlier run left: it would be shipped as if this run had taken it."""
+    if not out.is_file():
+        return None
+    old = out.with_name(f"{out.name}.old")
+    try:
+        out.replace(old)
+    except OSError as error:
+        raise OptimizeError(
+            f"{out}: is of an earlier run, and can't be renamed to {old.name} ({error.strerror})",
+            hint="take it away: no bundle was taken in this run",
+        ) from error
+    return old
 
 
 def _noted(args: argparse.Namespace, ladder: Ladder, dataset: Dataset) -> PriorUses | None:
@@ -261,7 +299,7 @@ def _noted(args: argparse.Namespace, ladder: Ladder, dataset: Dataset) -> PriorU
     return uses
 
 
-def _lines(ladder: Ladder, work: Path, bundle: Path | None, uses: PriorUses | None) -> Iterator[str]:
+def _lines(ladder: Ladder, work: Path, written: _Written, uses: PriorUses | None) -> Iterator[str]:
     split = f" of {ladder.split}" if ladder.split else ""
     yield f"{ladder.rungs[0].n} images{split}; latency: {ladder.engine} on {ladder.timed_on}"
     yield ""
@@ -269,7 +307,10 @@ def _lines(ladder: Ladder, work: Path, bundle: Path | None, uses: PriorUses | No
     yield ""
     yield from _recalls(ladder)
     yield ""
-    yield from (f"refused: {rung.name} {lost.sentence()}" for rung in ladder.rungs for lost in rung.lost)
+    for rung in ladder.rungs:
+        if rung.failure:
+            yield f"refused: {rung.name} could not judge {rung.unjudged} of {rung.n} images: {rung.failure}"
+        yield from (f"refused: {rung.name} {lost.sentence()}" for lost in rung.lost)
     yield f"{'taken' if ladder else 'NOT MET'}: {ladder.choice.reason}"
     for note in ladder.notes:
         yield f"note: {note}"
@@ -278,8 +319,10 @@ def _lines(ladder: Ladder, work: Path, bundle: Path | None, uses: PriorUses | No
     yield f"written: {work / 'ladder.json'}, ladder.png" + (
         f", sheets of {len(ladder.sheets)} rungs" * bool(ladder.sheets)
     )
-    if bundle is not None:
-        yield f"Next: defect-opt evaluate {bundle} --data DIR --split test"
+    if written.set_aside is not None:
+        yield f"set aside: {written.set_aside}, the bundle of an earlier run: this one wrote none"
+    if written.bundle is not None:
+        yield f"Next: defect-opt evaluate {written.bundle} --data DIR --split test"
     elif ladder:
         taken = next(rung for rung in ladder.rungs if rung.name == ladder.choice.name)
         yield f"Next: defect-opt build --int8 --model {taken.file}"
@@ -325,7 +368,10 @@ def _cost(rung: Rung, ladder: Ladder) -> str:
 
 
 def _recalls(ladder: Ladder) -> Iterator[str]:
-    """Each class through all rungs, as counts."""
+    """Each class through all rungs, as counts: lost `!`, fell `?`, hardly found by the top itself `~`."""
+    from optimize.ladder import hardly_found
+
+    hardly = {count.name for count in hardly_found(ladder.rungs[0])}
     names = [count.name for count in ladder.rungs[0].recall if count.n]
     width = max(len("found of each class"), *(len(name) for name in names)) if names else 0
     columns = [max(len(rung.name), 9) for rung in ladder.rungs]
@@ -335,6 +381,10 @@ def _recalls(ladder: Ladder) -> Iterator[str]:
         cells = []
         for rung, column in zip(ladder.rungs, columns, strict=True):
             count = next(c for c in rung.recall if c.name == name)
-            mark = "!" if any(lost.name == name for lost in rung.lost) else ""
+            marks = {
+                **dict.fromkeys((c.name for c in rung.fell), "?"),
+                **dict.fromkeys((c.name for c in rung.lost), "!"),
+            }
+            mark = "~" if rung is ladder.rungs[0] and name in hardly else marks.get(name, "")
             cells.append(f"{count.words() + mark:>{column}}")
         yield f"{name:{width}}  {'  '.join(cells)}"

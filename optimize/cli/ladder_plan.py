@@ -5,13 +5,15 @@ Distilling and pruning are the commands of the same names, run as a user would; 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
     from optimize.recipe import Recipe
 
 __all__ = ["Plan", "Wanted", "planned_rungs", "read_set"]
+
+WRITTEN = frozenset({"out", "workdir", "ledger", "tensorboard", "preview"})
+"""Arguments that name what is written, not what is read."""
+
+PATHS = frozenset({"weights"})
+"""Arguments that are text, and name a file."""
 
 RECOVERY_IMAGES = 500
 """Pictures that a network is recovered on while it rounds, at most; as many as `defect-opt prune` takes."""
@@ -77,16 +85,18 @@ def planned_rungs(top: RungFile, wanted: Wanted, work: Path, progress: Progress)
     plan: list[PlannedRung] = []
     base = top.name
     if ladder.student:
-        flags = ["--student", ladder.student, *shlex.split(wanted.distill)]
-        make = _command("distill", "--teacher", [*flags, "--data", str(recipe.data)], wanted.ledger)
-        plan.append(PlannedRung(name="distilled", source=top.name, make=make, reads={**digests, "flags": _told(flags)}))
+        flags = ["--student", ladder.student, *_words("distill", wanted.distill)]
+        places = ("--data", str(recipe.data))
+        step = _Command(name="distill", source_flag="--teacher", flags=flags, places=places, ledger=wanted.ledger)
+        reads = {**digests, "flags": _told(flags), **step.contents(top.path)}
+        plan.append(PlannedRung(name="distilled", source=top.name, make=step, reads=reads))
         base = "distilled"
     for share in ladder.keep_macs:
-        flags = ["--keep-macs", f"{share:g}", *shlex.split(wanted.prune)]
-        places = ["--calib", str(recipe.calib or recipe.data), "--data", str(recipe.data)]
-        make = _command("prune", "--model", [*flags, *places], wanted.ledger)
-        name = f"pruned-{share:g}"
-        plan.append(PlannedRung(name=name, source=base, make=make, reads={**digests, "flags": _told(flags)}))
+        flags = ["--keep-macs", f"{share:g}", *_words("prune", wanted.prune)]
+        own = ("--calib", str(recipe.calib or recipe.data), "--data", str(recipe.data))
+        step = _Command(name="prune", source_flag="--model", flags=flags, places=own, ledger=wanted.ledger)
+        reads = {**digests, "flags": _told(flags), **step.contents(top.path)}
+        plan.append(PlannedRung(name=f"pruned-{share:g}", source=base, make=step, reads=reads))
     again: Again | None = None
     if wanted.has_int8:
         is_float = top.path.suffix.lower() == ".onnx"
@@ -148,24 +158,90 @@ def _int8(recipe: Recipe, top: RungFile, progress: Progress) -> Step:
     return make
 
 
-def _command(name: str, source_flag: str, flags: Sequence[str], ledger: Path | None) -> Step:
-    """Run `defect-opt NAME SOURCE_FLAG source flags --out folder/model.onnx`."""
+def _words(name: str, text: str) -> list[str]:
+    """The flags of `--distill` or `--prune`, as a shell would take them apart."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise OptimizeError(
+            f"--{name}: {text!r} can't be taken apart ({str(error).lower()})",
+            hint=f'close each quotation: --{name} "--seed 1"',
+        ) from error
 
-    def make(source: Path, folder: Path) -> Path:
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Command:
+    """Runs `defect-opt NAME SOURCE_FLAG source FLAGS PLACES --out folder/model.onnx`, see `optimize.ladder.Step`.
+
+    Attributes:
+        name: the command.
+        source_flag: before the file that it starts from.
+        flags: more words.
+        places: those that name the ladder's own data.
+        ledger: where it notes what it did; None takes the usual place.
+    """
+
+    name: str
+    source_flag: str
+    flags: Sequence[str]
+    places: Sequence[str]
+    ledger: Path | None
+
+    def __call__(self, source: Path, folder: Path) -> Path:
+        """Run it."""
         out = folder / "model.onnx"
-        module = _module(name)
-        parser = Parser(prog=f"defect-opt {name}")
-        module.add_arguments(parser)
-        noted = [] if ledger is None else ["--ledger", str(ledger)]
-        words = [source_flag, str(source), *flags, "--out", str(out), *noted]
-        args = parser.parse_args(words)
+        noted = [] if self.ledger is None else ["--ledger", str(self.ledger)]
+        words = [self.source_flag, str(source), *self.flags, *self.places, "--out", str(out), *noted]
+        module = _module(self.name)
+        args = self._parsed(words)
         with contextlib.redirect_stdout(sys.stderr):
             code = int(module.run(args))
         if code != 0:
-            raise OptimizeError(f"ladder: `defect-opt {name} {shlex.join(words)}` ended with {code}")
+            raise OptimizeError(f"ladder: `defect-opt {self.name} {shlex.join(words)}` ended with {code}")
         return out
 
-    return make
+    def contents(self, source: Path) -> dict[str, str]:
+        """Of each file or folder that the flags name, what is in it: the same path may hold other pictures tomorrow.
+
+        Args:
+            source: any file, in place of the one that the step starts from.
+        """
+        from optimize.ladder import content_digest
+
+        args = vars(self._parsed([self.source_flag, str(source), *self.flags]))
+        return {
+            f"contents of {key} {i}": content_digest(path)
+            for key, value in sorted(args.items())
+            if key not in WRITTEN
+            for i, path in enumerate(_named(value, is_path=key in PATHS))
+            if path != source
+        }
+
+    def _parsed(self, words: Sequence[str]) -> argparse.Namespace:
+        """The arguments; a wrong one ends the ladder, in the command's own words."""
+        parser = Parser(prog=f"defect-opt {self.name}")
+        _module(self.name).add_arguments(parser)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                return parser.parse_args(words)
+        except SystemExit as error:
+            if error.code:
+                raise
+            raise OptimizeError(
+                f"--{self.name}: {shlex.join(self.flags)} asks for help, and would make no rung",
+                hint=f"defect-opt {self.name} --help",
+            ) from error
+
+
+def _named(value: Any, *, is_path: bool) -> Iterator[Path]:
+    """The files and folders that an argument names and that are there; a text is a path where it is said to be."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _named(each, is_path=is_path)
+    elif isinstance(value, Path) or (is_path and isinstance(value, str)):
+        path = Path(value)
+        if path.exists():
+            yield path
 
 
 def _module(name: str) -> Any:

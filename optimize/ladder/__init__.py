@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from optimize.ladder.assess import Ladder, LadderOptions, assess
+from optimize.ladder.assess import Ladder, LadderOptions, assess, hardly_found
 from optimize.ladder.choice import Breach, Budget, LadderChoice, breaches_of, choose_rung, pareto_front
-from optimize.ladder.climb import PlannedRung, Step, climb, file_digest
+from optimize.ladder.climb import PlannedRung, Step, climb, content_digest, file_digest
 from optimize.ladder.deploy import deploy
 from optimize.ladder.figures import figures_of, flips_of, lost_classes
 from optimize.ladder.model import RungFile, RungModel, open_rung, task_of
@@ -37,12 +37,14 @@ __all__ = [
     "breaches_of",
     "choose_rung",
     "climb",
+    "content_digest",
     "deploy",
     "draw_flips",
     "draw_ladder",
     "figures_of",
     "file_digest",
     "flips_of",
+    "hardly_found",
     "lost_classes",
     "open_rung",
     "pareto_front",

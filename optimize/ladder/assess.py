@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.bundle import Manifest
+from agent.bundle.manifest import Severity
 from agent.profile import DeviceProfile, GraphTiming, time_graphs
 from agent.verdict import Decision
 from optimize.dataset import Dataset
@@ -22,14 +24,17 @@ from optimize.ladder.choice import Budget, LadderChoice, choose_rung, pareto_fro
 from optimize.ladder.figures import figures_of
 from optimize.ladder.model import RungFile, RungModel, open_rung
 from optimize.ladder.resort import Again, JudgedRung, recovered
-from optimize.ladder.rung import Rung
+from optimize.ladder.rung import ClassCount, Rung
 from optimize.ladder.sheet import draw_flips
 from optimize.machine import describe
 from optimize.outcomes import Outcome, judge_all
 from optimize.progress import Progress, SilentProgress
 from optimize.recipe import Recipe
 
-__all__ = ["Ladder", "LadderOptions", "assess"]
+__all__ = ["Ladder", "LadderOptions", "assess", "hardly_found"]
+
+ENOUGH = 0.5
+"""Of a class of which the top finds a smaller share, a ladder says nothing: what is not found can't be lost."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +113,7 @@ class Ladder:
             "engine": self.engine,
             "from_profile": self.is_profile,
             "front": list(self.front),
+            "hardly_found": [dataclasses.asdict(count) for count in hardly_found(self.rungs[0])],
             "rungs": [{**r.to_json(), "speedup": _rounded(speedups[r.name])} for r in self.rungs],
             "notes": list(self.notes),
         }
@@ -169,8 +175,8 @@ def assess(
         budget=options.budget,
         split=options.split if dataset.splits else None,
         measure="mAP50" if rungs[0].task == "detect" else "accuracy",
-        timed_on=describe(options.threads) if profile is None else profile.device,
-        engine=engine,
+        timed_on=describe(options.threads) if profile is None else _plain(profile.device),
+        engine=_plain(engine),
         is_profile=profile is not None,
         files=tuple(each.model.file for each in found),
         sheets=tuple(sheets),
@@ -190,15 +196,20 @@ def _check_models(models: Sequence[RungModel]) -> None:
     top = models[0].bundle.manifest
     for model in models[1:]:
         own = model.bundle.manifest
-        for what, first, other in (
-            ("task", top.task, own.task),
-            ("classes", [(c.name, c.severity) for c in top.classes], [(c.name, c.severity) for c in own.classes]),
-        ):
+        for what, first, other in (("task", top.task, own.task), ("classes", _classes(top), _classes(own))):
             if first != other:
+                is_order = what == "classes" and sorted(first) == sorted(other)
                 raise ModelError(
-                    f"{model.file.path}: {what}: got {other}, {models[0].file.path} has {first}",
+                    f"{model.file.path}: {'the order of its ' * is_order}{what}: got {other}, "
+                    f"{models[0].file.path} has {first}",
                     hint="make all rungs from one set, with one defect-opt.yaml",
                 )
+
+
+def _classes(manifest: Manifest) -> list[tuple[str, Severity]]:
+    """Names and severities; of a classifier in no order, as its classes are matched by name."""
+    found = [(cls.name, cls.severity) for cls in manifest.classes]
+    return sorted(found) if manifest.task == "classify" else found
 
 
 def _check_data(top: RungModel, judged: Dataset) -> None:
@@ -218,9 +229,14 @@ def _check_profile(models: Sequence[RungModel], profile: DeviceProfile | None) -
     if profile is not None and not any(model.structure in profile.graphs for model in models):
         files = " ".join(str(model.file.path) for model in models)
         raise OptimizeError(
-            f"--profile: {profile.device}: holds no timing of any of the {len(models)} rungs",
+            f"--profile: {_plain(profile.device)}: holds no timing of any of the {len(models)} rungs",
             hint=f"on the device: defect-agent bench --profile OUT.json {files}",
         )
+
+
+def _plain(text: str) -> str:
+    """On one line and without control characters, which a terminal would obey: a profile comes from elsewhere."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _judged(
@@ -239,7 +255,7 @@ def _judged_rung(
     """What a rung makes of the images, compared with what the top made of them; the top itself with itself."""
     progress.step(f"{model.name}: judging {len(judged)} images")
     outcomes, _ = judge_all(model.bundle, judged, model.engine_config(threads), progress=progress)
-    if all(outcome.decision is Decision.ERROR for outcome in outcomes):
+    if top is None and all(outcome.decision is Decision.ERROR for outcome in outcomes):
         raise OptimizeError(f"{model.name}: could judge none of {len(outcomes)} images: {outcomes[0].reason}")
     figures = figures_of(top or outcomes, outcomes, model.bundle.manifest)
     return JudgedRung(model=model, outcomes=outcomes, figures=figures)
@@ -302,15 +318,35 @@ def _notes(rungs: Sequence[Rung], options: LadderOptions, judged: Dataset) -> It
         yield "no part of this set is bad: nothing is known of escapes"
     elif not rungs[0].goods:
         yield "no part of this set is good: every part is stopped, so escapes say nothing of these networks"
-    rare = [f"{c.name} ({c.n})" for c in rungs[0].recall if 0 < c.n < 5 and c.severity != "ok"]
-    if rare:
-        yield f"of {', '.join(rare)} there are too few to show a loss other than of all of them"
-    absent = [c.name for c in rungs[0].recall if not c.n]
-    if absent:
-        yield f"no image shows {', '.join(absent)}: nothing is known of them"
+    yield from _class_notes(rungs)
     failing = [rung.name for rung in rungs if rung.unjudged]
     if failing:
         yield f"images that could not be judged count as wrong: {', '.join(failing)}"
+
+
+def _class_notes(rungs: Sequence[Rung]) -> Iterator[str]:
+    """What can be said of single classes, and what can't."""
+    rare = [f"{c.name} ({c.n})" for c in rungs[0].recall if 0 < c.n < 5 and c.severity != "ok"]
+    if rare:
+        yield (
+            f"of {', '.join(rare)} there are too few to prove a loss: a rung is refused where three are gone or none "
+            "is left, what else fell has a `?`"
+        )
+    yield from (
+        f"the top finds {count.hits} of {count.n} of {count.name}: this ladder says nothing of it"
+        for count in hardly_found(rungs[0])
+    )
+    for rung in rungs:
+        if rung.fell:
+            yield f"{rung.name}, not refused for it (`?` in the table): {'; '.join(f.sentence() for f in rung.fell)}"
+    absent = [c.name for c in rungs[0].recall if not c.n]
+    if absent:
+        yield f"no image shows {', '.join(absent)}: nothing is known of them"
+
+
+def hardly_found(top: Rung) -> tuple[ClassCount, ...]:
+    """The classes that the top itself finds less than half of: nothing can be seen to be lost of them."""
+    return tuple(count for count in top.recall if count.n and count.hits < ENOUGH * count.n)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -9,22 +9,23 @@ step that a power cut left is done again, and what it keeps for itself in its fo
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from agent import __version__
+from agent.errors import UserError
 from optimize.errors import OptimizeError
 from optimize.files import write_atomically
 from optimize.ladder.model import RungFile
+from optimize.paths import walk
 from optimize.progress import Progress, SilentProgress
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["PlannedRung", "Step", "climb", "file_digest"]
+__all__ = ["PlannedRung", "Step", "climb", "content_digest", "file_digest"]
 
 Step: TypeAlias = Callable[[Path, Path], Path]
 """From the file that it starts from, and a folder of its own, to the file that it made in this folder."""
@@ -102,6 +103,23 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file, or of a folder: the name and the bytes of each file below it.
+
+    Raises:
+        OptimizeError: one can't be read.
+    """
+    if not path.is_dir():
+        return file_digest(path)
+    digest = hashlib.sha256()
+    for parts in walk(path):
+        if (path.joinpath(*parts)).is_file():  # a link to nowhere holds nothing
+            digest.update(
+                f"{'/'.join(parts)}\0{file_digest(path.joinpath(*parts))}\0".encode("utf-8", "surrogateescape")
+            )
+    return digest.hexdigest()
+
+
 def _check(top: RungFile, plan: Sequence[PlannedRung]) -> None:
     known = [top.name]
     for planned in plan:
@@ -128,12 +146,39 @@ def _made(planned: PlannedRung, source: Path, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptimizeError(f"{folder}: can't be made ({error.strerror})", hint="choose another --work") from error
-    path = planned.make(source, folder)
+    with _left_clean(folder):
+        path = planned.make(source, folder)
     if not path.is_file() or folder not in path.parents:
         raise OptimizeError(f"{planned.name}: the step gave {path}, expected a file that it wrote into {folder}")
     done = {"version": VERSION, "file": str(path.relative_to(folder)), "sha256": file_digest(path)}
     write_atomically(folder / DONE_FILE, (json.dumps(done, indent=2) + "\n").encode(), hint="choose another --work")
     return path
+
+
+@contextmanager
+def _left_clean(folder: Path) -> Iterator[None]:
+    """Half a file is no file: what a step that failed was writing is taken away; a full disk is named as one."""
+    try:
+        yield
+    except BaseException as error:
+        for partial in folder.rglob("*.partial"):
+            with suppress(OSError):
+                partial.unlink()
+        if isinstance(error, UserError | OSError) and _is_full(error):
+            raise OptimizeError(
+                f"{folder}: no space left on the disk",
+                hint="free some space and run it again, or choose another --work",
+            ) from error
+        raise
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether the disk was full at the bottom of it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _done(folder: Path) -> Path | None:

@@ -30,7 +30,7 @@ from agent.verdict import Decision
 from optimize.compare.paired import ALPHA, escape_upper, net_by_group, paired_p
 from optimize.detection_score import box_fates, score_detections
 from optimize.intervals import group_draws, ratio
-from optimize.ladder.rung import ClassCount, FellClass, Figures, Flip, LostClass, LossRule, Side
+from optimize.ladder.rung import ClassCount, FellClass, Figures, Flip, LossRule, LostClass, Side
 from optimize.outcomes import Outcome, group_of
 
 if TYPE_CHECKING:
@@ -209,7 +209,9 @@ def _rule(before: int, after: int, p_value: float) -> LossRule | None:
 
 def _failure(top: Sequence[Outcome], own: Sequence[Outcome]) -> str:
     """What the first image says that the rung could not judge, though the top could."""
-    failed = (b for a, b in zip(top, own, strict=True) if b.decision is Decision.ERROR is not a.decision)
+    failed = (
+        b for a, b in zip(top, own, strict=True) if b.decision is Decision.ERROR and a.decision is not Decision.ERROR
+    )
     first = next(failed, None)
     return "" if first is None else f"{first.file}: {first.reason}"
 

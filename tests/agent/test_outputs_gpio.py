@@ -18,6 +18,7 @@ from agent.outputs import FastPath, gpio, open_outputs
 from agent.outputs.gpio import GpioOutput
 from agent.triggers import open_trigger
 from tests.kit.cameras import HandCamera
+from tests.kit.commands import run_command
 from tests.kit.gpiod import Board, installed, replaced
 from tests.kit.waiting import wait_until
 
@@ -249,6 +250,24 @@ def test_a_dead_ones_lines_are_set_inactive_without_a_start(bench: Bench, *, act
 
     assert bench.active(low=active_low) == set()
     assert bench.chip.requests == []
+
+
+def test_the_command_sets_a_dead_ones_lines_inactive(bench: Bench, tmp_path: Path) -> None:
+    """As the service manager calls it; a station without lines has nothing to do."""
+    station = "station: a/b\nstate_dir: s\nbundle: b.defect\ncamera: {kind: folder, path: p}\n"
+    with_lines, without = tmp_path / "with.yaml", tmp_path / "without.yaml"
+    with_lines.write_text(station + "outputs: {gpio: {ok: 1, not_ok: 2, valid: 3, hold_ms: 60000.0}}\n")
+    without.write_text(station)
+    show(bench.open(hold_ms=60_000.0), 1, "ok")
+    wait_until(lambda: {"ok", "valid"} <= bench.active())
+
+    alive = run_command("agent.cli.lines", "--off", "--config", with_lines)
+    bench.board.kill_processes()
+    dead = run_command("agent.cli.lines", "--off", "--config", with_lines)
+
+    assert (alive.code, "in use already" in alive.err) == (2, True)
+    assert (dead.code, bench.active() & {"ok", "not_ok", "valid"}) == (0, set())
+    assert run_command("agent.cli.lines", "--off", "--config", without).code == 0
 
 
 def test_lines_that_can_not_be_set_are_told_and_cleared_before_anything_else(bench: Bench) -> None:
