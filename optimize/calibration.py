@@ -7,7 +7,6 @@ and share nothing with the test split: a range that has seen the test pictures m
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from agent.bundle import InputSpec, fit
 from agent.errors import ImageError
 from optimize.dataset import Dataset, Sample, read_image
 from optimize.errors import DataError
+from optimize.fingerprints import fingerprint
 from optimize.progress import Progress, SilentProgress
 from optimize.representative import Sampler, embeddings, pick_representative, thumbnails
 
@@ -193,7 +193,7 @@ def _fingerprints(dataset: Dataset, progress: Progress) -> dict[str, Sample]:
     prints: dict[str, Sample] = {}
     broken: list[str] = []
     for sample in progress.track(dataset.samples, "reading calibration images"):
-        found = _fingerprint(sample)
+        found = fingerprint(sample)
         if isinstance(found, str):
             broken.append(found)
         else:
@@ -206,21 +206,6 @@ def _fingerprints(dataset: Dataset, progress: Progress) -> dict[str, Sample]:
     return prints
 
 
-def _fingerprint(sample: Sample) -> tuple[str, ...] | str:
-    """What makes two samples the same picture (the file, its bytes, its pixels); or why it is none, in words."""
-    try:
-        pixels = read_image(sample.path)
-        content = sample.path.read_bytes()
-    except (ImageError, OSError) as error:
-        reason = error.message if isinstance(error, ImageError) else str(error)
-        return reason.replace(str(sample.path), sample.file)
-    return (
-        f"path {sample.path.resolve()}",
-        f"bytes {hashlib.sha256(content).hexdigest()}",
-        f"pixels {pixels.shape} {hashlib.sha256(pixels.tobytes()).hexdigest()}",
-    )
-
-
 def _shared(prints: Mapping[str, Sample], others: Iterable[Sample], progress: Progress, text: str) -> list[str]:
     """Calibration images that are also among the others: `a.jpg (test/b.jpg)`."""
     others = tuple(others)
@@ -228,7 +213,7 @@ def _shared(prints: Mapping[str, Sample], others: Iterable[Sample], progress: Pr
     if not others:
         return []
     for other in progress.track(others, text):
-        prints_of_other = _fingerprint(other)
+        prints_of_other = fingerprint(other)
         if isinstance(prints_of_other, str):
             continue  # a broken picture has no pixels to share; `evaluate` reports it as an error
         mine = next((prints[p] for p in prints_of_other if p in prints), None)

@@ -150,7 +150,7 @@ class AcceptanceConfig:
     """When an engine may go live, and what happens when it is no longer what was accepted.
 
     Attributes:
-        required: `run` refuses a bundle that `defect-agent accept` did not take on this device.
+        required: `run` refuses a bundle, or an engine, that `defect-agent accept` did not take on this device.
         max_changed: golden pictures that may get another verdict than at the build.
         max_changed_bound: largest rate of changed verdicts (95 % upper bound) to accept; empty asks for none.
         max_p99_ms: largest 99th percentile of one inference, warm, in milliseconds; empty asks for none.

@@ -42,8 +42,8 @@ EPILOG = """examples:
 The same training run as `defect-opt train`, with another lesson: the student learns to say what its teacher says, also
 how sure it is and what it would take a part for instead (softened by --temperature), and where --label-weight is not 0
 what the labels say. --unlabelled adds pictures that nobody labelled, such as fresh ones from the line; with these alone
-the best epoch is chosen by agreement with the teacher. test is never opened, and its pictures are refused as unlabelled
-ones. Several teachers are averaged. Classes are matched by name.
+the best epoch is chosen by agreement with the teacher. test is only opened to see that no unlabelled picture is one of
+it, by bytes or by pixels, which is refused. Several teachers are averaged. Classes are matched by name.
 
 The same command gives the same file, and one that was stopped goes on when it is given again. Beside the model lie
 MODEL.onnx.json (recipe, teacher's sha256, figures of both), MODEL.onnx.png and MODEL.onnx.train/ (the checkpoint).

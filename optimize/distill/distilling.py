@@ -16,6 +16,7 @@ from optimize.dataset import Dataset
 from optimize.distill.lesson import TeacherLesson
 from optimize.distill.loss import Shares
 from optimize.distill.onnx_teacher import FileTeacher, open_teacher
+from optimize.distill.places import refuse_overwriting
 from optimize.errors import DataError
 from optimize.export import normalize
 from optimize.ledger import Entry, FileUse, training_entry
@@ -27,6 +28,9 @@ __all__ = ["Comparison", "DistillResult", "Source", "distill", "distill_entry"]
 
 AS_FED_LOSS = 0.01
 """Accuracy that a teacher may lose by the student's resize rule before we say so."""
+
+POOR = 0.6
+"""A teacher that is right less often on `val` is named: a student learns its mistakes too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,18 @@ class DistillResult:
     def notices(self) -> tuple[str, ...]:
         """What the user should know, in sentences."""
         told, compared = self.student.notices, self.compared
+        if compared.teacher and compared.teacher.accuracy < POOR:
+            text = (
+                f"the teacher is right on {compared.teacher.accuracy:.2%} of val only, and its mistakes are taught as "
+                "well: train a better one first, or raise --label-weight"
+            )
+            told = (*told, text)
+        if self.student.parameters > self.teacher.parameters:
+            text = (
+                f"the student has {self.student.parameters:,} weights, more than its teacher's "
+                f"{self.teacher.parameters:,}: nothing gets smaller by it"
+            )
+            told = (*told, text)
         if compared.teacher and compared.as_fed:
             lost = compared.teacher.accuracy - compared.as_fed.accuracy
             if lost > AS_FED_LOSS:
@@ -148,8 +164,9 @@ def distill(
     Raises:
         DataError: images, labels or splits that can't be learned from.
         ModelError: the teacher knows other classes, or gives no features where some are wanted.
-        OptimizeError: the loss is no number any more, or the checkpoint belongs to another run.
+        OptimizeError: the loss is no number any more, the checkpoint belongs to another run, or `out` is a teacher.
     """
+    refuse_overwriting(out, teacher.files, "teacher")
     is_labelled = source.labelled is not None
     whole = source.labelled or source.unlabelled
     assert whole is not None

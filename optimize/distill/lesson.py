@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agent.errors import ImageError
 from optimize.dataset import Dataset, Sample, assign_splits, read_dataset
 from optimize.distill.loss import FeatureMatch, Shares, distillation_loss
 from optimize.distill.onnx_teacher import FileTeacher
 from optimize.distill.teacher import Teacher, said
 from optimize.errors import DataError, ModelError
+from optimize.fingerprints import fingerprint
 from optimize.networks.classifier import Classifier
 from optimize.train.batches import Batch
 from optimize.train.objective import LabelObjective, Objective
@@ -186,7 +185,7 @@ def read_unlabelled(root: Path) -> Dataset:
 def without_known(
     pictures: Dataset, known: Sequence[Sample], tested: Sequence[Sample]
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """Unlabelled pictures that are none of the labelled ones, by their bytes.
+    """Unlabelled pictures that are none of the labelled ones, by file, bytes or pixels (`optimize.fingerprints`).
 
     Args:
         pictures: to be learned from.
@@ -194,28 +193,27 @@ def without_known(
         tested: images of the test split; there must be none of them.
 
     Raises:
-        DataError: images of the test split are among them, or a file can't be read.
+        DataError: images of the test split are among them, also where they were saved in another file format.
     """
-    prints = [(sample, _print(sample)) for sample in pictures]
-    held, judged = {_print(sample) for sample in known}, {_print(sample) for sample in tested}
-    found = [sample.file for sample, digest in prints if digest in judged]
+    prints = [(sample, _prints(sample)) for sample in pictures]
+    held, judged = ({each for sample in samples for each in _prints(sample)} for samples in (known, tested))
+    found = [sample.file for sample, own in prints if own & judged]
     if found:
         raise DataError(
             f"{pictures.root}: {len(found)} of {len(pictures)} unlabelled images are in the test split: "
             f"{', '.join(found[:SHOWN])}{', ...' * (len(found) > SHOWN)}",
             hint="take them out of one of the two: taught on test pictures, test numbers are worth nothing",
         )
-    kept = tuple(sample for sample, digest in prints if digest not in held)
+    kept = tuple(sample for sample, own in prints if not own & held)
     left_out = len(pictures) - len(kept)
     told = f"{left_out} of {len(pictures)} unlabelled images are labelled ones of train or val, and were left out"
     return dataclasses.replace(pictures, samples=kept), (told,) if left_out else ()
 
 
-def _print(sample: Sample) -> str:
-    try:
-        return hashlib.sha256(sample.path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ImageError(f"{sample.path}: can't be read ({error.strerror})") from error
+def _prints(sample: Sample) -> frozenset[str]:
+    """None of a file that is no picture: whoever learns from it says so."""
+    found = fingerprint(sample)
+    return frozenset() if isinstance(found, str) else frozenset(found)
 
 
 def _held_out(pictures: Dataset, seed: int) -> tuple[Mapping[str, Dataset], tuple[str, ...]]:

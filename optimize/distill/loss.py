@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,10 @@ __all__ = [
 ]
 
 
+USUAL: Mapping[str, float] = MappingProxyType({"temperature": 2.0, "label_weight": 0.1, "feature_weight": 0.0})
+"""What the parts weigh where nobody says otherwise."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
     """What the parts of the loss weigh.
@@ -30,15 +36,18 @@ class Shares:
         feature_weight: of the features' distance, 0 to 1000, on top of both; 0 compares none.
     """
 
-    temperature: float = 2.0
-    label_weight: float = 0.1
-    feature_weight: float = 0.0
+    temperature: float = USUAL["temperature"]
+    label_weight: float = USUAL["label_weight"]
+    feature_weight: float = USUAL["feature_weight"]
 
     def __post_init__(self) -> None:
         for name, low, high in (("temperature", 0.5, 50), ("label_weight", 0, 1), ("feature_weight", 0, 1000)):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise OptimizeError(f"{name.replace('_', '-')}: got {value}, expected {low:g} to {high:g}")
+                flag = name.replace("_", "-")
+                raise OptimizeError(
+                    f"{flag}: got {value}, expected {low:g} to {high:g}", hint=f"--{flag} {USUAL[name]:g} is usual"
+                )
 
 
 def distillation_loss(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class OnnxTeacher:
 
     def __init__(self, graph: bytes, spec: InputSpec, logits: str, embedding: str | None, *, threads: int = 1) -> None:
         self.spec, self.has_features = spec, embedding is not None
+        self.parameters = _weights(graph)
         self._session: Any = session_of(graph, threads=threads, is_optimized=True)
         self._names = [logits] if embedding is None else [logits, embedding]
 
@@ -94,13 +96,26 @@ class FileTeacher:
         return max(max(graph.spec.width_px, graph.spec.height_px) for graph in self.graphs)
 
     @property
+    def parameters(self) -> int:
+        """Weights of all members."""
+        return sum(graph.parameters for graph in self.graphs)
+
+    @property
     def has_features(self) -> bool:
         """Whether there are features to imitate: those of all members, one after the other."""
         return all(graph.has_features for graph in self.graphs)
 
     def __call__(self, pictures: Tensor) -> Taught:
-        """See `Teacher`."""
+        """See `Teacher`.
+
+        Raises:
+            ModelError: a member gives no finite numbers.
+        """
         each = [graph(pictures) for graph in self.graphs]
+        for file, taught in zip(self.files, each, strict=True):
+            is_finite = bool(torch.isfinite(taught.logits).all())
+            if not is_finite or not (taught.features is None or bool(torch.isfinite(taught.features).all())):
+                raise _not_finite(file)
         logits = [taught.logits[:, list(order)] for taught, order in zip(each, self.orders, strict=True)]
         features = [taught.features for taught in each if taught.features is not None]
         return Taught(
@@ -123,14 +138,17 @@ class FileTeacher:
 
         Raises:
             ImageError: one can't be read.
+            ModelError: a member gives no finite numbers.
         """
         return np.array([self._judged(read_image(sample.path)) for sample in samples])
 
     def _judged(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Probabilities (C,) of one (H, W, 3) uint8 BGR."""
         found = []
-        for graph, order in zip(self.graphs, self.orders, strict=True):
+        for file, graph, order in zip(self.files, self.graphs, self.orders, strict=True):
             logits = graph.judge(fit(image, graph.spec)[None])[0][0].astype(np.float64)[list(order)]
+            if not np.isfinite(logits).all():
+                raise _not_finite(file)
             shares = np.exp(logits - logits.max())
             found.append(shares / shares.sum())
         return np.asarray(np.mean(found, axis=0))
@@ -152,6 +170,9 @@ def open_teacher(files: Sequence[Path], *, threads: int = 1) -> FileTeacher:
     """
     if not files:
         raise OptimizeError("teacher: got no file", hint="--teacher MODEL.onnx, or several")
+    folder = next((file for file in files if file.is_dir()), None)
+    if folder is not None:
+        raise ModelError(f"{folder}: is a folder, expected a model", hint=f"--teacher {folder / 'model.onnx'}")
     opened = [_from_bundle(file, threads) if file.suffix == BUNDLE else _from_onnx(file, threads) for file in files]
     classes = opened[0][1]
     return FileTeacher(
@@ -161,6 +182,22 @@ def open_teacher(files: Sequence[Path], *, threads: int = 1) -> FileTeacher:
         graphs=tuple(graph for graph, _, _ in opened),
         orders=tuple(order_of(found, classes, str(file)) for file, (_, found, _) in zip(files, opened, strict=True)),
     )
+
+
+def _not_finite(file: Path) -> ModelError:
+    return ModelError(
+        f"{file}: the teacher gives NaN or infinity for a picture, so nothing can be learned from it",
+        hint=f"look at it first: defect-opt inspect {file}; then train it anew",
+    )
+
+
+def _weights(graph: bytes) -> int:
+    """How many numbers with a fraction a graph holds."""
+    import onnx
+
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    held = onnx.load_model_from_string(graph).graph.initializer
+    return sum(math.prod(tensor.dims) for tensor in held if tensor.data_type in floats)
 
 
 def _mean(logits: Sequence[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from agent.bundle.manifest import InputSpec, Task
 from optimize.calibration import Selection
 from optimize.dataset import data_digest
 from optimize.distill import Agreement, NetworkTeacher, RecoverConfig, agreement, recover, tell_epochs
+from optimize.distill.places import refuse_overwriting
 from optimize.distill.recover_config import BATCH, passes_for
 from optimize.errors import ModelError, OptimizeError
 from optimize.latency import median_of
@@ -271,8 +272,7 @@ def _recovery(
 def _check_out(onnx: Path, out: Path) -> None:
     if out.is_dir():
         raise OptimizeError(f"out: {out} is a folder, expected a file", hint=f"--out {out / 'pruned.onnx'}")
-    if out.resolve() == onnx.resolve():
-        raise OptimizeError(f"out: {out} is the model itself, and would be lost", hint="give another --out")
+    refuse_overwriting(out, [onnx], "model")
     for place in (out.parent, checkpoint_of(out).parent):
         check_writable(place)
 
