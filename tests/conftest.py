@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
 import importlib.util
 import os
 import shutil
@@ -24,10 +22,6 @@ os.environ["DEFECT_OPT_LEDGER"] = str(Path(tempfile.mkdtemp(prefix="defect-opt-t
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 settings.register_profile("here", deadline=None)
 settings.load_profile("here")
-# Before GStreamer: TensorRT-RTX 1.7.1 crashes when it builds a plan in a process whose first C++ library was
-# GStreamer's (seen with 1.22); the other way round both work. The agent opens its engine before its camera.
-with contextlib.suppress(ImportError):
-    importlib.import_module("tensorrt_rtx")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,6 +8,8 @@ built it for; for another one `gi` has to be installed in the environment.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import importlib.machinery
 import importlib.util
@@ -63,6 +65,7 @@ def _gi(packages: str) -> Any:
     present = sys.modules.get("gi")
     if present is not None:
         return present
+    _keep_unwinder()
     hint = f"apt install python3-gi {packages}, or pip install PyGObject for a Python that is not the distribution's"
     try:
         if importlib.util.find_spec("gi") is not None:
@@ -71,6 +74,17 @@ def _gi(packages: str) -> Any:
     except ImportError as error:
         version = ".".join(map(str, sys.version_info[:2]))
         raise CameraError(f"PyGObject (gi) can't be loaded into Python {version}: {error}", hint=hint) from error
+
+
+def _keep_unwinder() -> None:
+    """Let C++ exceptions go through the compiler's own unwinder, also after GStreamer has come.
+
+    GStreamer brings libunwind into the process for all to see, and with it other functions of the same names
+    (`_Unwind_RaiseException`). A library that came later took those, and its first exception ended the process: ONNX
+    Runtime on a damaged graph, PyTorch, TensorRT-RTX (seen with GStreamer 1.22 of Debian 12). Who comes first counts.
+    """
+    with contextlib.suppress(OSError):  # a system without that library has another unwinder
+        ctypes.CDLL("libgcc_s.so.1", mode=ctypes.RTLD_GLOBAL)
 
 
 def _from_distribution() -> ModuleType:

@@ -77,3 +77,29 @@ def test_it_gives_the_same_modules_again() -> None:
     first = gi_modules({"Aravis": "0.8", "GLib": "2.0"}, packages="gir1.2-aravis-0.8")
 
     assert gi_modules({"Aravis": "0.8", "GLib": "2.0"}, packages="gir1.2-aravis-0.8") == first
+
+
+THROWS_AFTER_GSTREAMER = """
+from agent.cameras.gi_door import gi_modules
+from agent.errors import CameraError
+try:
+    gi_modules({"Gst": "1.0"}, packages="")[0].init(None)
+except CameraError as error:
+    print("skip", error.message)
+    raise SystemExit from None
+import onnxruntime
+try:
+    onnxruntime.InferenceSession(b"no graph")
+except Exception as error:
+    print("caught", type(error).__name__)
+"""
+
+
+def test_an_exception_of_a_library_that_comes_after_gstreamer_is_one() -> None:
+    """And not the end of the process: GStreamer brings another unwinder with it."""
+    command = [sys.executable, "-c", THROWS_AFTER_GSTREAMER]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    if ran.stdout.startswith("skip"):
+        pytest.skip(f"needs GStreamer through gi: {ran.stdout}")
+
+    assert (ran.returncode, ran.stdout) == (0, "caught InvalidProtobuf\n")
