@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -42,6 +43,10 @@ PROBABILITY_SLACK = 0.01
 
 _REBUILD = "rebuild the bundle: its graph and its manifest do not belong together"
 _BLOCK = 48
+FEW = 24
+"""Candidates up to which the suppression goes box by box: most parts are good and have none or a few."""
+
+_NOTHING = (np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,6 +96,9 @@ class BoxDecoder:
         boxes, scores = self._checked(boxes, scores)
         at, values = self._candidates(scores)
         n_candidates = len(at)
+        if not n_candidates:
+            found, values, classes = (array.copy() for array in _NOTHING)
+            return Detections(boxes=found, scores=values, classes=classes)
         at, values = _best(at, values)
         index, classes = np.divmod(at, self._n_classes)
         found = self._decode(boxes[index].astype(np.float64), index)
@@ -181,6 +189,8 @@ def suppress(
     Returns:
         (k,) indices of those kept, best first; of equal scores the lower index.
     """
+    if len(scores) <= FEW:
+        return _suppress_few(boxes, scores, classes, iou, limit=limit)
     # Sorted columns, made once; in blocks, as the best of a picture take nearly all others with them.
     order = np.argsort(-np.asarray(scores), kind="stable")
     corners = np.asarray(boxes, dtype=np.float64)[order]
@@ -197,6 +207,32 @@ def suppress(
         stays[:_BLOCK] = False
         columns, order = columns[:, stays], order[stays]
     return np.array(kept[:limit], dtype=np.int64)
+
+
+def _suppress_few(boxes: Any, scores: Any, classes: Any, iou: float, *, limit: int | None) -> Indices:
+    """`suppress` box by box in Python's floats, which are float64 too: the same numbers without forty array calls."""
+    corners = np.asarray(boxes, dtype=np.float64).tolist()
+    kinds, values = np.asarray(classes).tolist(), np.asarray(scores).tolist()
+    kept: list[int] = []
+    for at in sorted(range(len(values)), key=lambda i: -values[i]):
+        if limit is not None and len(kept) >= limit:
+            break
+        if not any(kinds[at] == kinds[other] and _is_same(corners[other], corners[at], iou) for other in kept):
+            kept.append(at)
+    return np.array(kept, dtype=np.int64)
+
+
+def _is_same(left: Sequence[float], right: Sequence[float], iou: float) -> bool:
+    """Whether two boxes overlap by more; two without an area do not."""
+    width = min(left[2], right[2]) - max(left[0], right[0])
+    height = min(left[3], right[3]) - max(left[1], right[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    union = _area(left) + _area(right) - shared
+    return union > 0 and shared / union > iou
+
+
+def _area(box: Sequence[float]) -> float:
+    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
 
 
 def cut_score(scores: Floats, kept: Indices, n_candidates: int, limit: int) -> float:
