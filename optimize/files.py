@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -30,4 +31,6 @@ def write_atomically(path: Path, data: bytes, *, hint: str = "choose another --o
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise ModelError(f"{path}: can't be written ({error.strerror})", hint=hint) from error

@@ -310,7 +310,8 @@ def _lines(ladder: Ladder, work: Path, written: _Written, uses: PriorUses | None
     for rung in ladder.rungs:
         if rung.failure:
             yield f"refused: {rung.name} could not judge {rung.unjudged} of {rung.n} images: {rung.failure}"
-        yield from (f"refused: {rung.name} {lost.sentence()}" for lost in rung.lost)
+        if rung.unjudged < rung.n:  # what judged nothing lost every class, which goes without saying
+            yield from (f"refused: {rung.name} {lost.sentence()}" for lost in rung.lost)
     yield f"{'taken' if ladder else 'NOT MET'}: {ladder.choice.reason}"
     for note in ladder.notes:
         yield f"note: {note}"

@@ -21,7 +21,7 @@ from optimize.dataset import Dataset
 from optimize.errors import DataError, ModelError, OptimizeError
 from optimize.evaluate import check_labels
 from optimize.ladder.choice import Budget, LadderChoice, choose_rung, pareto_front
-from optimize.ladder.figures import figures_of
+from optimize.ladder.figures import LOSS_RULE, figures_of
 from optimize.ladder.model import RungFile, RungModel, open_rung
 from optimize.ladder.resort import Again, JudgedRung, recovered
 from optimize.ladder.rung import ClassCount, Rung
@@ -35,6 +35,10 @@ __all__ = ["Ladder", "LadderOptions", "assess", "hardly_found"]
 
 ENOUGH = 0.5
 """Of a class of which the top finds a smaller share, a ladder says nothing: what is not found can't be lost."""
+
+
+BUSY = 0.2
+"""Share of the time that inferences may wait for a core before the user hears of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,7 @@ class Ladder:
             "engine": self.engine,
             "from_profile": self.is_profile,
             "front": list(self.front),
+            "loss_rule": LOSS_RULE,
             "hardly_found": [dataclasses.asdict(count) for count in hardly_found(self.rungs[0])],
             "rungs": [{**r.to_json(), "speedup": _rounded(speedups[r.name])} for r in self.rungs],
             "notes": list(self.notes),
@@ -306,6 +311,13 @@ def _notes(rungs: Sequence[Rung], options: LadderOptions, judged: Dataset) -> It
         yield (
             f"the profile holds no timing of {', '.join(untimed)}: they can't be chosen; time their files on the "
             "device with `defect-agent bench --profile`"
+        )
+    waited = max((rung.latency.waited for rung in rungs if rung.latency is not None), default=0.0)
+    if waited > BUSY:
+        where = "here" if options.profile is None else "on the device of the profile"
+        yield (
+            f"the machine was busy while the rungs were timed {where}: inferences waited up to {waited:.0%} of the "
+            "time for a core, which is left out; time them on a quiet machine before you rely on milliseconds"
         )
     yield from (f"{rung.name} {rung.recovery.sentence()}" for rung in rungs if rung.recovery is not None)
     if options.profile is not None and options.profile.threads != options.threads:

@@ -36,11 +36,18 @@ from optimize.outcomes import Outcome, group_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["figures_of", "flips_of", "lost_classes"]
+__all__ = ["LOSS_RULE", "figures_of", "flips_of", "lost_classes"]
 
 
 FEWEST_GROUPS = 5
 """So many that all get worse are 1/32 by chance; four are 1/16, which shows nothing."""
+
+LOSS_RULE = (
+    "lost, and the rung refused: `none` is left where the top found some; `half` or less of what the top found is left "
+    "and three or more are gone, however few there are; `proven` fell by more than chance (paired by group, one-sided, "
+    "5 %). `fell`: finds less than the top, and is not refused for it."
+)
+"""The rule in words, for ladder.json."""
 
 LEFT, FEWEST_LOST = 0.5, 3
 """At most this share of the top's hits left, and at least so many gone: refused without a proof. One of two, or two of
@@ -178,15 +185,15 @@ def _falls(top: Mapping[str, _Hits], own: Mapping[str, _Hits]) -> Iterator[LostC
     """Each class of which the rung finds less than the top: lost, or only fell."""
     for name, after in own.items():
         before = top[name]
-        hits = [int(side.is_hit.sum()) for side in (before, after)]
-        if hits[1] >= hits[0]:
+        was, is_, n = int(before.is_hit.sum()), int(after.is_hit.sum()), len(after.is_hit)
+        if is_ >= was:
             continue
         p_value = _chance(before, after)
-        rule = _rule(*hits, p_value)
+        rule = _rule(was, is_, p_value)
         if rule is None:
-            yield FellClass(name=name, before=hits[0], after=hits[1], n=len(after.is_hit), p_value=p_value)
+            yield FellClass(name=name, before=was, after=is_, n=n, p_value=p_value)
         else:
-            yield LostClass(name=name, before=hits[0], after=hits[1], n=len(after.is_hit), p_value=p_value, rule=rule)
+            yield LostClass(name=name, before=was, after=is_, n=n, p_value=p_value, rule=rule)
 
 
 def _chance(before: _Hits, after: _Hits) -> float:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ from optimize.ensemble import merge_folds
 from optimize.errors import DataError, ModelError, OptimizeError
 from tests.kit.bundles import make_bundle
 from tests.kit.float_models import CLASSES, conv_classifier, picture, write_model, write_parts
+from tests.kit.rungs import with_weights
 
 pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[train]'")
 
@@ -185,6 +187,71 @@ def test_pictures_of_the_test_split_are_refused_as_unlabelled_ones(
         distilled(large, parts, tmp_path / "out.onnx", unlabelled=line)
 
 
+def saved_again(source: Path, out: Path) -> None:
+    """The same pixels in another file format."""
+    pixels = cv2.imread(str(source))
+    assert pixels is not None
+    assert cv2.imwrite(str(out), pixels)
+
+
+def test_pictures_of_the_test_split_are_refused_in_another_file_format_too(
+    large: Path, parts: Path, line: Path, tmp_path: Path
+) -> None:
+    """By their pixels: the bytes are others, what is learned is not."""
+    saved_again(parts / "images/test_ok_000.png", line / "fresh.bmp")
+
+    with pytest.raises(DataError, match=r"1 of 49 unlabelled images are in the test split: fresh\.bmp"):
+        distilled(large, parts, tmp_path / "out.onnx", unlabelled=line)
+
+
+@pytest.mark.parametrize("link", ["itself", "another spelling", "a symbolic link", "a hard link"])
+def test_a_student_never_takes_the_place_of_its_teacher(large: Path, parts: Path, link: str) -> None:
+    """It would be lost, and with it what everything is compared with."""
+    before, out = large.read_bytes(), large.with_name("link.onnx")
+    if link == "a symbolic link":
+        out.symlink_to(large)
+    elif link == "a hard link":
+        out.hardlink_to(large)
+    else:
+        out = large if link == "itself" else large.parent / "parts" / ".." / large.name
+
+    with pytest.raises(OptimizeError, match="is the teacher itself"):
+        distilled(large, parts, out)
+
+    assert large.read_bytes() == before
+    assert not list(large.parent.glob("*.train"))
+
+
+def test_a_teacher_that_gives_no_numbers_is_named(parts: Path, tmp_path: Path) -> None:
+    """Not the loss that it ruins, nor the learning rate."""
+
+    def spoil(arrays: dict[str, Any]) -> None:
+        arrays["bias"][:] = np.nan
+
+    (tmp_path / "nan.onnx").write_bytes(with_weights(spoil))
+
+    with pytest.raises(ModelError, match=r"nan\.onnx: the teacher gives NaN or infinity"):
+        distilled(tmp_path / "nan.onnx", parts, tmp_path / "out.onnx")
+    with pytest.raises(ModelError, match=r"nan\.onnx: the teacher gives NaN or infinity"):
+        open_teacher([tmp_path / "nan.onnx"]).judge(read_dataset(parts).samples[:1])
+
+
+def test_a_teacher_that_is_often_wrong_or_smaller_than_its_student_is_named(
+    large: Path, parts: Path, tmp_path: Path
+) -> None:
+    """Neither is forbidden, but nobody wants it unseen."""
+    wrong = renamed(large, tmp_path / "wrong.onnx", ["spot", "ok", "scratch"])
+
+    found = distilled(wrong, parts, tmp_path / "a.onnx", dataclasses.replace(QUICK, epochs=1))
+
+    assert any("the teacher is right on 0.00% of val only" in notice for notice in found.notices)
+    own = found.teacher.parameters
+    assert own == sum(math.prod(t.dims) for t in onnx.load(str(large)).graph.initializer)
+    assert any(f"more than its teacher's {own:,}: nothing gets smaller" in notice for notice in found.notices)
+    good = distilled(tmp_path / "a.onnx", parts, tmp_path / "b.onnx", dataclasses.replace(QUICK, epochs=1))
+    assert not any("nothing gets smaller" in notice for notice in good.notices)
+
+
 def test_features_that_the_teacher_does_not_give_are_refused(large: Path, parts: Path, tmp_path: Path) -> None:
     """A weight on nothing would quietly do nothing."""
     model = onnx.load(str(large))
@@ -346,7 +413,7 @@ def test_labels_and_unlabelled_pictures_are_learned_from_together(
     large: Path, parts: Path, line: Path, tmp_path: Path
 ) -> None:
     """The labels' own loss reads labelled pictures only; labelled ones among the others are left out."""
-    (line / "again.png").write_bytes((parts / "images/train_ok_000.png").read_bytes())
+    saved_again(parts / "images/train_ok_000.png", line / "again.bmp")
 
     result = distilled(large, parts, tmp_path / "tiny.onnx", unlabelled=line)
 
@@ -472,6 +539,7 @@ def test_a_person_is_told_how_far_both_agree(
         (["--teacher", "t.onnx", "--student", "vgg", "--data", "nowhere"], "arch: got 'vgg'"),
         (["--teacher", "t.onnx", "--student", "tiny", "--data", "nowhere"], "t.onnx: no such file"),
         (["--teacher", "t.onnx", "--student", "tiny", "--data", "x", "--temperature", "0"], "temperature: got 0.0"),
+        (["--teacher", ".", "--student", "tiny", "--data", "x"], ".: is a folder, expected a model"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_2(given: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -480,6 +548,7 @@ def test_a_mistake_is_one_sentence_and_exit_2(given: list[str], words: str, caps
 
     printed = capsys.readouterr()
     assert words in printed.err
+    assert "Try: " in printed.err
     assert "Traceback" not in printed.err
 
 

@@ -22,6 +22,7 @@ from optimize.ladder import Budget, Ladder, LadderOptions, RungFile, assess, dra
 from optimize.recipe import ClassRecipe, PolicyRecipe, Recipe
 from optimize.structure import structure_of
 from tests.kit.bundles import make_bundle
+from tests.kit.float_models import CLASSES as CLASS_NAMES
 from tests.kit.float_models import conv_classifier, write_parts
 from tests.kit.rungs import blind_to, with_weights
 from tests.kit.spots import CLASSES, SPEC, dark_picture, plant, spot_detector
@@ -117,6 +118,107 @@ def test_a_rung_that_lost_a_class_is_refused_with_the_class_named(ladder: Ladder
     assert "blind" not in ladder.front
 
 
+def shy_of(label: str, by: float) -> bytes:
+    """The same network, which calls this class less often."""
+
+    def lower(arrays: dict[str, Any]) -> None:
+        arrays["bias"][CLASS_NAMES.index(label)] -= by
+
+    return with_weights(lower)
+
+
+def test_a_class_that_only_fell_is_named_and_not_refused(tmp_path: Path, parts: Dataset) -> None:
+    """Two of ten spots: nothing is proven, but whoever ships it shall know."""
+    rungs = files(tmp_path, top=conv_classifier(), shy=shy_of("spot", 6))
+
+    found = assess(rungs, parts, Recipe(), QUICK)
+
+    assert (found.rungs[1].lost, bool(found.rungs[1])) == ((), True)
+    (fell,) = found.to_json()["rungs"][1]["fell"]
+    assert (fell["name"], fell["before"], fell["after"], fell["n"]) == ("spot", 10, 8, 10)
+    assert any("shy, not refused for it" in note and fell["sentence"] in note for note in found.notes)
+
+
+def test_a_class_that_the_top_hardly_finds_is_named(tmp_path: Path, parts: Dataset) -> None:
+    """Nothing can be lost of it, so a ladder without a loss says nothing there."""
+    rungs = files(tmp_path, top=blind_to("spot"), less=shy_of("scratch", 100))
+
+    found = assess(rungs[:1], parts, Recipe(), QUICK)
+
+    assert "the top finds 0 of 10 of spot: this ladder says nothing of it" in found.notes
+    assert found.to_json()["hardly_found"] == [{"name": "spot", "severity": "major", "hits": 0, "n": 10}]
+    whole = assess(files(tmp_path, top=conv_classifier()), parts, Recipe(), QUICK)
+    assert whole.to_json()["hardly_found"] == []
+    assert not any("says nothing of it" in note for note in whole.notes)
+
+
+def test_a_rung_that_gives_no_numbers_is_refused_by_name_and_the_others_are_judged(
+    tmp_path: Path, parts: Dataset
+) -> None:
+    """Hours of other rungs are not lost for it; a top that gives none ends it, as there is nothing to compare with."""
+
+    def spoil(arrays: dict[str, Any]) -> None:
+        arrays["bias"][:] = np.nan
+
+    rungs = files(tmp_path, top=conv_classifier(), broken=with_weights(spoil), same=with_weights(lambda _: None))
+
+    found = assess(rungs, parts, Recipe(), QUICK)
+
+    broken = found.rungs[1]
+    assert (bool(broken), broken.unjudged) == (False, 30)
+    assert "nan" in broken.failure
+    assert found.choice.name in ("top", "same")
+    assert "broken" not in found.front
+    with pytest.raises(OptimizeError, match="could judge none of 30 images"):
+        assess([rungs[1]], parts, Recipe(), QUICK)
+
+
+def test_a_network_with_its_classes_in_another_order_is_the_same(tmp_path: Path, parts: Dataset) -> None:
+    """Classes are matched by name, as `distill` does."""
+
+    def turn(arrays: dict[str, Any]) -> None:
+        for name in ("kernel", "bias", "cam.kernel"):
+            arrays[name] = arrays[name][::-1]
+
+    model = onnx.load_model_from_string(with_weights(turn))
+    onnx.helper.set_model_props(model, {"classes": json.dumps(CLASS_NAMES[::-1])})
+
+    found = assess(files(tmp_path, top=conv_classifier(), turned=model.SerializeToString()), parts, Recipe(), QUICK)
+
+    turned = found.rungs[1]
+    assert (turned.decisions_changed, turned.flips, turned.lost, turned.fell) == (0, (), (), ())
+    assert {c.name: c.hits for c in turned.recall} == {c.name: c.hits for c in found.rungs[0].recall}
+
+
+def test_a_busy_device_is_told(tmp_path: Path, parts: Dataset) -> None:
+    """Its milliseconds are the inferences' own; whoever needs the clock's has to time again."""
+    own = files(tmp_path, top=conv_classifier())
+    digest = structure_of(onnx.load(str(own[0].path)))
+
+    def notes(waited: float) -> tuple[str, ...]:
+        timing = GraphTiming(file="a", p50_ms=9.0, p95_ms=9.0, p99_ms=9.0, n=20, waited=waited)
+        profile = DeviceProfile(device="Pi", engine="o", threads=1, measured_at="now", graphs={digest: timing})
+        return assess(own, parts, Recipe(), dataclasses.replace(QUICK, profile=profile)).notes
+
+    assert any("inferences waited up to 55% of the time for a core" in note for note in notes(0.55))
+    assert not any("waited" in note for note in notes(0.05))
+
+
+def test_what_a_device_calls_itself_moves_no_cursor(tmp_path: Path, parts: Dataset) -> None:
+    """A profile comes from elsewhere; a terminal obeys what is printed raw."""
+    own = files(tmp_path, top=conv_classifier())
+    timing = GraphTiming(file="a", p50_ms=9.0, p95_ms=9.0, p99_ms=9.0, n=20)
+    graphs = {structure_of(onnx.load(str(own[0].path))): timing}
+    profile = DeviceProfile(device="Pi 5\n\x1b[31mX", engine="o\x07", threads=1, measured_at="now", graphs=graphs)
+
+    found = assess(own, parts, Recipe(), dataclasses.replace(QUICK, profile=profile))
+
+    assert (found.timed_on, found.engine) == ("Pi 5??[31mX", "o?")
+    unknown = dataclasses.replace(profile, graphs={})
+    with pytest.raises(OptimizeError, match=r"--profile: Pi 5\?\?\[31mX: holds no timing"):
+        assess(own, parts, Recipe(), dataclasses.replace(QUICK, profile=unknown))
+
+
 def test_a_rung_that_is_the_same_loses_nothing(ladder: Ladder) -> None:
     """Same decisions, same structure, same multiplications, no flip and no sheet."""
     top, same = ladder.rungs[:2]
@@ -145,6 +247,7 @@ def test_the_ladder_is_plain_json_and_a_picture(ladder: Ladder) -> None:
     told = json.loads(json.dumps(ladder.to_json(), allow_nan=False))
 
     assert told["rungs"][2]["lost"][0]["name"] == "spot"
+    assert f"`{told['rungs'][2]['lost'][0]['rule']}`" in told["loss_rule"]
     assert told["rungs"][0]["recall"]["spot"]["n"] == 10
     assert told["rungs"][0]["speedup"] == 1.0
     picture = decoded(draw_ladder(ladder))

@@ -30,6 +30,7 @@ def test_rungs_without_any_timing_are_refused() -> None:
         (Budget(max_size_mb=1.5), {}, "max_size_mb", "max_size_mb: 4.00 MB, 2.5 over 1.5"),
         (Budget(max_escape=0.01), {}, "max_escape", "0 of 60 escape, which is under 4.87% with 95 % confidence"),
         (Budget(max_escape=0.01), {"escape_upper_95": None}, "max_escape", "no part of this set is bad"),
+        (Budget(), {"failure": "a.png: NaN", "unjudged": 3}, "judged", "could not judge 3 of 100 images (a.png: NaN)"),
         (Budget(), {"lost": (LOST,)}, "recall", "loses the class spot: 4 of 4 before, 0 now (none is left)"),
     ],
 )
@@ -72,6 +73,15 @@ def test_a_rung_that_lost_a_class_is_never_taken() -> None:
     assert choose_rung(rungs, Budget(max_drop=0.75)).name == "top"
     none = choose_rung(rungs, Budget(max_latency_ms=5))
     assert (none.name, none.nearest) == (None, "top")
+
+
+def test_a_rung_that_could_not_judge_what_the_top_could_is_never_taken() -> None:
+    """It stops such a part, but nobody knows for what."""
+    rungs = [rung("top", 20.0), rung("broken", 2.0, failure="a.png: NaN", unjudged=1)]
+
+    assert choose_rung(rungs, Budget()).name == "top"
+    assert choose_rung(rungs, Budget(max_latency_ms=5)).nearest == "top"
+    assert pareto_front(rungs) == ("top",)
 
 
 def test_without_a_rung_that_keeps_all_the_nearest_is_named() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from optimize.errors import OptimizeError
-from optimize.ladder import PlannedRung, RungFile, climb
+from optimize.errors import ModelError, OptimizeError
+from optimize.ladder import PlannedRung, RungFile, climb, content_digest, file_digest
 
 
 class Copying:
@@ -59,6 +59,45 @@ def test_a_top_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
     """In one sentence."""
     with pytest.raises(OptimizeError, match="can't be read"):
         climb(RungFile(name="top", path=tmp_path / "none"), plan(Copying("x"), Copying("y")), tmp_path)
+
+
+def test_a_full_disk_is_named_with_what_helps_and_no_half_file_is_left(tmp_path: Path, top: RungFile) -> None:
+    """The step's own words would name a flag that the ladder does not have."""
+
+    def fill(_: Path, folder: Path) -> Path:
+        (folder / "model.onnx.train").mkdir()
+        (folder / "model.onnx.train" / "checkpoint.pt.partial").write_bytes(b"half")
+        (folder / "log").write_bytes(b"kept")
+        try:
+            with Path("/dev/full").open("wb") as full:
+                full.write(b"x")
+        except OSError as error:
+            raise ModelError("model.onnx: can't be written", hint="choose another --out") from error
+        return folder / "model.onnx"
+
+    with pytest.raises(OptimizeError, match="no space left") as caught:
+        climb(top, [PlannedRung(name="a", source="top", make=fill, reads={})], tmp_path / "work")
+
+    assert "--work" in str(caught.value.hint)
+    assert "free" in str(caught.value.hint)
+    left = [path.name for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    assert left == ["log"]
+
+
+def test_what_is_in_a_folder_is_known_by_names_and_bytes(tmp_path: Path) -> None:
+    """One more picture, or one that was changed, is another folder; where it lies does not matter."""
+    (tmp_path / "a" / "sub").mkdir(parents=True)
+    (tmp_path / "a" / "sub" / "1.png").write_bytes(b"one")
+    first = content_digest(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert content_digest(tmp_path / "b") == first
+
+    (tmp_path / "b" / "2.png").write_bytes(b"two")
+    second = content_digest(tmp_path / "b")
+    (tmp_path / "b" / "2.png").write_bytes(b"TWO")
+
+    assert len({first, second, content_digest(tmp_path / "b")}) == 3
+    assert content_digest(tmp_path / "b" / "2.png") == file_digest(tmp_path / "b" / "2.png")
 
 
 def test_a_second_climb_makes_nothing_again(tmp_path: Path, top: RungFile) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.bundle import open_bundle
 from agent.config import EngineConfig
 from agent.profile import profile_graphs, write_profile
+from optimize.cli.ladder_plan import Wanted, planned_rungs
 from optimize.dataset import read_dataset
 from optimize.evaluate import evaluate
+from optimize.ladder import RungFile
+from optimize.progress import SilentProgress
+from optimize.recipe import LadderRecipe, Recipe
 from tests.kit.commands import Ran, run_command
-from tests.kit.float_models import conv_classifier, write_model, write_parts
-from tests.kit.rungs import blind_to
+from tests.kit.float_models import CLASSES, conv_classifier, write_model, write_parts
+from tests.kit.rungs import blind_to, with_weights
 
 COMMAND = "optimize.cli.ladder"
 RECIPE = "targets: [cpu]\nquantize: {method: minmax, equalize: none, correction: none, max_float_layers: 0}\n"
@@ -57,6 +62,14 @@ def climbed(folder: Path, *flags: object, recipe: str = RECIPE) -> Ran:
         (["--top", "TOP", "--data", "DATA/images"], "--calib: not given, and the data have no calib split"),
         (["--top", "TOP", "--data", "DATA", "--profile", "none.json"], "none.json: can't be read"),
         (["--top", "TOP", "--data", "DATA", "--split", "all"], "invalid choice: 'all'"),
+        (["--top", "TOP", "--data", "DATA", "--keep-macs", "0.5", "0.5"], "--keep-macs: pruned-0.5 is asked for twice"),
+        (["--top", "TOP", "--data", "DATA", "--prune", "--lr 'x"], "--prune: \"--lr 'x\" can't be taken apart"),
+        (["--top", "TOP", "--data", "DATA", "--prune=--help"], "--prune: --keep-macs 0.7 --help asks for help"),
+        (["--top", "TOP", "--data", "DATA", "--prune=--no-such 1"], "unrecognized arguments: --no-such"),
+        (
+            ["--top", "TOP", "--data", "DATA", "--student", "tiny", "--distill", "--seed '1", "--keep-macs"],
+            "--distill: \"--seed '1\" can't be taken apart",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_two(
@@ -129,6 +142,71 @@ def test_a_budget_that_nothing_keeps_is_a_one_and_names_the_nearest(tmp_path: Pa
     ran = climbed(tmp_path, *flags, "--max-escape", "0.001")
     assert ran.code == 1
     assert "NOT MET: no rung keeps every limit; the nearest is top: max_escape: 0 of 20 escape" in ran.out
+
+
+@pytest.mark.parametrize("flags", [["--max-size-mb", "0.001"], ["--no-int8"]], ids=["no rung fits", "no bundle made"])
+def test_a_bundle_of_an_earlier_run_is_put_out_of_the_way(
+    tmp_path: Path, parts: Path, top: Path, flags: list[str]
+) -> None:
+    """It lies where this run's bundle would: somebody would ship it as if this run had taken it."""
+    work = tmp_path / "w"
+    common = ["--top", top, "--data", parts, "--work", work, "--keep-macs"]
+    assert climbed(tmp_path, *common).code == 0
+    earlier = (work / "large-1.0.0.defect").read_bytes()
+
+    ran = climbed(tmp_path, *common, *flags)
+
+    assert not list(work.glob("*.defect"))
+    assert (work / "large-1.0.0.defect.old").read_bytes() == earlier
+    assert f"set aside: {work / 'large-1.0.0.defect.old'}, the bundle of an earlier run" in ran.out
+    told = json.loads((work / "ladder.json").read_text(encoding="utf-8"))
+    assert (told["bundle"], told["set_aside"]) == (None, str(work / "large-1.0.0.defect.old"))
+
+
+def test_what_fell_and_what_the_top_does_not_find_are_marked_in_the_table(tmp_path: Path, parts: Path) -> None:
+    """`?` and `~`, each with a note; nothing of both is refused."""
+
+    def shy(arrays: dict[str, Any]) -> None:
+        arrays["bias"][CLASSES.index("spot")] -= 7
+
+    def blind(arrays: dict[str, Any]) -> None:
+        arrays["bias"][CLASSES.index("scratch")] = -100
+
+    (tmp_path / "top.onnx").write_bytes(with_weights(blind))
+    (tmp_path / "shy.onnx").write_bytes(with_weights(shy, with_weights(blind)))
+    flags = ["--top", "top.onnx", "--data", parts, "--no-int8", "--keep-macs", "--rung", "shy=shy.onnx"]
+
+    ran = climbed(tmp_path, *flags)
+
+    assert ran.code == 0, ran.err
+    rows = {line.split()[0]: line.split()[1:] for line in ran.out.splitlines() if line}
+    assert rows["scratch"] == ["0/10~", "0/10"]
+    assert rows["spot"] == ["10/10", "6/10?"]
+    assert "note: the top finds 0 of 10 of scratch: this ladder says nothing of it" in ran.out
+    assert "note: shy, not refused for it (`?` in the table): finds less of spot: 10 of 10 before, 6 now" in ran.out
+
+
+@pytest.mark.parametrize("flag", ["--unlabelled", "--weights", "--teacher"])
+def test_a_rung_knows_what_its_flags_name_by_content(tmp_path: Path, parts: Path, top: Path, flag: str) -> None:
+    """Pictures that were added to a folder, or another file in its place, make the rung anew."""
+    named = tmp_path / "named"
+    if flag == "--unlabelled":
+        named.mkdir()
+        (named / "1.png").write_bytes(b"one")
+    else:
+        named.write_bytes(b"one")
+    recipe = Recipe(data=parts, ladder=LadderRecipe(student="tiny", keep_macs=()))
+    wanted = Wanted(recipe=recipe, distill=f"{flag} {named}", has_int8=False)
+
+    def reads() -> dict[str, str]:
+        plan = planned_rungs(RungFile(name="top", path=top), wanted, tmp_path / "w", SilentProgress())
+        return dict(plan.rungs[0].reads)
+
+    first = reads()
+    assert reads() == first
+    (named / "2.png" if named.is_dir() else named).write_bytes(b"two")
+
+    assert reads() != first
 
 
 def test_a_devices_profile_is_what_counts(tmp_path: Path, parts: Path, top: Path) -> None:

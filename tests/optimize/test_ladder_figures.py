@@ -74,12 +74,57 @@ def test_losses_that_gains_make_up_for_are_no_lost_class() -> None:
 
 
 def test_pictures_of_one_part_are_one_witness() -> None:
-    """Twenty views of one part that is lost show no more than one: the class is not called lost for them."""
+    """Eight views of one part that is lost prove no more than one would: the class fell, and is not called lost."""
     groups = ["a"] * 20 + [f"b{i}" for i in range(5)]
     top = parts(right(scratch=25), groups)
-    own = parts([*[("scratch", "stain")] * 20, *right(scratch=5)], groups)
+    own = parts([*[("scratch", "stain")] * 8, *right(scratch=17)], groups)
 
-    assert lost_classes(top, own, kit_manifest()) == ()
+    found = figures_of(top, own, kit_manifest())
+
+    assert found.lost == ()
+    assert [(fall.name, fall.before, fall.after, fall.n, fall.p_value) for fall in found.fell] == [
+        ("scratch", 25, 17, 25, 0.5)
+    ]
+    assert found.fell[0].sentence() == "finds less of scratch: 25 of 25 before, 17 now (p 0.5)"
+
+
+EACH_ITS_OWN = [1] * 100
+
+
+@pytest.mark.parametrize(
+    ("sizes", "before", "after", "rule"),
+    [
+        (EACH_ITS_OWN, 6, 2, "half"),
+        (EACH_ITS_OWN, 7, 3, "half"),
+        (EACH_ITS_OWN, 10, 3, "proven"),
+        (EACH_ITS_OWN, 5, 2, "half"),
+        ([10] * 5, 50, 10, "half"),
+        ([4] * 6, 24, 8, "half"),
+        ([60, 2, 2, 2, 2], 68, 8, "half"),
+        (EACH_ITS_OWN, 1, 0, "none"),
+        (EACH_ITS_OWN, 2, 1, None),
+        (EACH_ITS_OWN, 4, 2, None),
+        (EACH_ITS_OWN, 7, 4, None),
+        ([60, 2, 2, 2, 2], 68, 35, None),
+    ],
+)
+def test_most_of_a_class_is_never_lost_without_a_word(
+    sizes: list[int], before: int, after: int, rule: str | None
+) -> None:
+    """Half or less is left and three or more are gone: refused, however few groups there are to prove it by.
+
+    What falls by less is told with its counts.
+    """
+    groups = [f"g{i}" for i, size in enumerate(sizes) for _ in range(size)][:before]
+    top = parts(right(scratch=before), groups)
+    own = parts([*[("scratch", "stain")] * (before - after), *right(scratch=after)], groups)
+
+    found = figures_of(top, own, kit_manifest())
+
+    assert [lost.rule for lost in found.lost] == ([] if rule is None else [rule])
+    told = [fall.sentence() for fall in found.lost] + [fall.sentence() for fall in found.fell]
+    assert len(told) == 1
+    assert f"scratch: {before} of {before} before, {after} now" in told[0]
 
 
 def test_a_class_of_few_parts_can_not_be_lost_for_want_of_witnesses() -> None:
@@ -122,6 +167,8 @@ def test_images_that_can_not_be_judged_count_as_wrong_and_are_no_escapes() -> No
     found = figures_of(top, own, kit_manifest())
 
     assert (found.unjudged, found.escapes, found.defects, found.drop_points) == (5, 0, 5, 50.0)
+    assert found.failure.startswith("5.png: ")
+    assert figures_of(own, own, kit_manifest()).failure == ""
     assert [lost.name for lost in found.lost] == ["scratch"]
 
 

@@ -52,11 +52,17 @@ def test_what_is_missing_is_named_with_a_whole_command(folder: Path) -> None:
 
 def test_the_model_itself_is_never_overwritten(folder: Path) -> None:
     """Its accuracy is what everything is compared with."""
-    before = (folder / "model.onnx").read_bytes()
-    err = refused(prune(folder, folder / "model.onnx", "--calib", folder / "parts", "--out", folder / "model.onnx"))
+    model, link = folder / "model.onnx", folder / "link.onnx"
+    link.hardlink_to(model)
+    before = model.read_bytes()
 
-    assert "would be lost" in err
-    assert (folder / "model.onnx").read_bytes() == before
+    for out in (model, folder / "parts" / ".." / "model.onnx", link):
+        err = refused(prune(folder, model, "--calib", folder / "parts", "--out", out))
+        assert "is the model itself" in err
+        assert "would be lost" in err
+
+    link.unlink()
+    assert model.read_bytes() == before
 
 
 def test_a_model_without_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
