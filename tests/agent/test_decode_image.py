@@ -325,7 +325,7 @@ def test_a_process_without_stderr_can_decode(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(flat(70)))
     program = (
-        f"from agent.cameras import read_image; from pathlib import Path; print(read_image(Path({str(path)!r})).max())"
+        f"from agent.cameras import read_image; from pathlib import Path; print(read_image(Path({str(path)!r})).min())"
     )
     done = subprocess.run(
         ["/bin/sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program],
