@@ -39,8 +39,9 @@ from agent.frame import Fault, Frame, Part
 
 __all__ = ["PICTURE_SUFFIXES", "Camera", "decode_image", "is_live", "open_camera", "open_view", "read_image"]
 
-REPEATS_OF_A_CODEC = 25
-"""A second of a usual stream: a still scene in H.264 gives the same picture that often, and a dead encoder for ever."""
+STILL_S = 1.0
+"""So long a still scene in H.264 may give the same picture, at any rate of frames; a dead encoder does for ever. No two
+triggered parts are judged by one picture all the same (`agent.cameras.triggered`)."""
 
 
 class Camera(Protocol):
@@ -174,6 +175,12 @@ def _open_triggered(
     from agent.cameras.triggered import ExposedOnDemand, Moment, TriggeredCamera
 
     assert not isinstance(config, FolderCameraConfig)
+    if isinstance(config, GenicamCameraConfig) and config.trigger.startswith("Line"):
+        raise CameraError(
+            f"{config.name}: camera.trigger is {config.trigger}: the camera's own line says when it exposes, and a part "
+            "of another trigger could get the picture of the pulse after it",
+            hint="set trigger.kind to frame (each pulse is a part), or camera.trigger to software",
+        )
     latency_ms = 0.0 if isinstance(config, PiCameraConfig) else config.latency_ms
     timeout_ms = config.read_timeout_ms + latency_ms if timeout_ms is None else timeout_ms
     moment = Moment(delay_ms=delay_ms, settle_ms=settle_ms, timeout_ms=timeout_ms, strobe=strobe)
@@ -191,18 +198,18 @@ def _open_guarded(config: CameraConfig, is_judged: Callable[[str], bool], *, new
         return camera
     from agent.cameras.guard import FrameGuard, GuardedCamera
 
-    return GuardedCamera(camera, FrameGuard(repeats=_repeats(config)))
+    return GuardedCamera(camera, FrameGuard(still_s=_still_s(config)))
 
 
-def _repeats(config: CameraConfig) -> int:
-    """How often the same picture may come in a row: H.264 and H.265 repeat what did not change."""
+def _still_s(config: CameraConfig) -> float:
+    """How long the same picture may come in a row: H.264 and H.265 repeat what did not change."""
     text = ""
     if isinstance(config, OpenCvCameraConfig):
         text = config.source
     elif isinstance(config, GStreamerCameraConfig):
         text = config.pipeline
-    is_coded = re.search(r"(?i)^(rtsps?|udp|rtp|rtmp|srt|tcp)://|rtspsrc|26[45]|decodebin", text)
-    return REPEATS_OF_A_CODEC if is_coded else 0
+    is_coded = re.search(r"(?i)^(rtsps?|udp|rtp|rtmp|srt|tcp)://|rtspsrc|[hx]\.?26[45]|decodebin", text)
+    return STILL_S if is_coded else 0.0
 
 
 def _open(config: CameraConfig, is_judged: Callable[[str], bool], *, newest_only: bool) -> Camera:

@@ -4,6 +4,7 @@
 | --- | --- |
 | the camera's number stands still | a driver hands out its buffer twice |
 | the same bytes as the frame before | frozen: a real sensor has noise |
+| the same rows as one of the last frames | a ring of old buffers that a driver hands out again and again |
 | another size than the first frame | a camera that came back with its factory settings |
 | all black, or one value everywhere | the light is off, the cap is on, the signal is gone |
 | the lower rows are those of the frame before, or zero | torn: the frame was not filled before it was handed out |
@@ -13,6 +14,7 @@ A number that jumps ahead means frames that were lost on the way: that is told, 
 
 from __future__ import annotations
 
+import collections
 import logging
 from typing import Any
 
@@ -27,6 +29,9 @@ __all__ = ["FrameGuard", "GuardedCamera"]
 
 SAMPLE_ROWS, SAMPLE_COLUMNS = 48, 64
 """A grid of pixels is looked at first; the whole picture only when the grid gives reason to (20 µs instead of 2 ms)."""
+
+RING = 32
+"""Frames back to which an old picture is known again: more buffers than drivers have."""
 
 BLACK_LEVEL = 8
 """Of 255. A covered sensor gives its black level and noise, a few counts; hot pixels are left out of the decision."""
@@ -46,17 +51,18 @@ class FrameGuard:
     Keeps the frame before, whose pixels nobody may write to (`Camera.read`), and copies nothing but a small grid.
 
     Args:
-        repeats: how often the same picture may come in a row. 0 for pictures that stand alone (raw, MJPEG). Where the
+        still_s: how long the same picture may come in a row. 0 for pictures that stand alone (raw, MJPEG). Where the
             codec repeats what did not change (H.264, H.265), a still scene gives equal pictures, and equal rows.
 
     Attributes:
         missed: frames that the camera has counted and we have not got.
     """
 
-    def __init__(self, *, repeats: int = 0) -> None:
+    def __init__(self, *, still_s: float = 0.0) -> None:
         self.missed = 0
-        self._repeats = repeats
-        self._repeated = 0
+        self._still_ns = int(still_s * 1e9)
+        self._same_since_ns = 0
+        self._prints: collections.deque[int] = collections.deque(maxlen=RING)
         self._size: tuple[int, ...] | None = None
         self._sequence: int | None = None
         self._before: BgrImage | None = None
@@ -74,7 +80,7 @@ class FrameGuard:
         reason = (
             self._number(frame)
             or self._other_size(image)
-            or self._frozen(image, grid)
+            or self._frozen(frame, grid)
             or _blank(image, grid)
             or self._torn(image)
         )
@@ -104,15 +110,23 @@ class FrameGuard:
             return None
         return f"a picture of {width} x {height} px, expected {self._size[0]} x {self._size[1]} as before"
 
-    def _frozen(self, image: BgrImage, grid: NDArray[np.uint8]) -> str | None:
+    def _frozen(self, frame: Frame, grid: NDArray[np.uint8]) -> str | None:
         before, seen = self._before, self._grid
-        if before is None or seen is None or not (np.array_equal(grid, seen) and np.array_equal(image, before)):
-            self._repeated = 0
+        if (
+            before is not None
+            and seen is not None
+            and np.array_equal(grid, seen)
+            and np.array_equal(frame.image, before)
+        ):
+            is_long = frame.captured.mono_ns - self._same_since_ns >= self._still_ns
+            return "frozen: the same picture as before, byte for byte" if is_long else None
+        self._same_since_ns = frame.captured.mono_ns
+        if self._still_ns:
             return None
-        self._repeated += 1
-        if self._repeated <= self._repeats:
-            return None
-        return "frozen: the same picture as before, byte for byte"
+        known = _print_of(frame.image)
+        is_old = known in self._prints
+        self._prints.append(known)
+        return "stale: a picture of a moment ago came again" if is_old else None
 
     def _torn(self, image: BgrImage) -> str | None:
         """Rows at the bottom that are not of this exposure."""
@@ -122,7 +136,7 @@ class FrameGuard:
         # A scene that ends in black ends there in every frame; a frame that lost its end does so anywhere.
         if abs(zero - before) > tolerance and zero:
             return f"torn: the lower {zero} of {len(image)} rows are empty"
-        if self._repeats or self._before is None or self._before.shape != image.shape:
+        if self._still_ns or self._before is None or self._before.shape != image.shape:
             return None
         if np.array_equal(image[-1], self._before[-1]) and _is_noisy(image[-tolerance:]):
             same = _trailing((image == self._before).all(axis=(1, 2)))
@@ -190,6 +204,11 @@ def _grid(image: BgrImage) -> NDArray[np.uint8]:
     """Some pixels of all over the picture, copied."""
     height, width = image.shape[:2]
     return np.array(image[:: max(1, height // SAMPLE_ROWS), :: max(1, width // SAMPLE_COLUMNS)])
+
+
+def _print_of(image: BgrImage) -> int:
+    """A number of every few rows, whole: with a sensor's noise no two exposures have the same."""
+    return hash(image[:: max(1, len(image) // SAMPLE_COLUMNS)].tobytes())
 
 
 def _blank(image: BgrImage, grid: NDArray[np.uint8]) -> str | None:

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from agent.cameras import Camera
 from agent.frame import Fault, Frame, Part, Stamp
 
@@ -99,7 +101,7 @@ class TriggeredCamera:
     - that exposure failed, or is no new and whole picture (`agent.cameras.guard`);
     - the camera is lost: every part until it is found, at once;
     - that picture is gone, as too many came while the part waited;
-    - another part was given that picture: both were triggered within one exposure;
+    - another part was given that picture: both were triggered within one exposure, or the camera gave it twice;
     - none comes in time.
 
     Args:
@@ -115,6 +117,7 @@ class TriggeredCamera:
         self._kept_bytes = 0
         self._dropped_ns = self._given_ns = -1
         self._given_to = ""
+        self._given: Frame | None = None
         self._lost = camera.lost
         self._bug: str | None = None
         self._done = False
@@ -180,6 +183,11 @@ class TriggeredCamera:
                 return f"{self.name}: the picture of this part is gone: too many came while it waited for the line"
             if found.exposed_ns == self._given_ns and isinstance(found.item, Frame):
                 return f"{self.name}: this picture was that of part {self._given_to}: triggered within one exposure"
+            before = self._given
+            if isinstance(found.item, Frame):
+                if before is not None and np.array_equal(before.image, found.item.image):
+                    return f"{self.name}: the same picture as that of part {self._given_to}, byte for byte"
+                self._given = found.item
             self._given_ns, self._given_to = found.exposed_ns, part.id
             return found
 

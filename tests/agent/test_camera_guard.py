@@ -27,8 +27,9 @@ def reasons(*images: BgrImage, guard: FrameGuard | None = None, numbers: list[in
     return [guard.check(_frame(image, number)) for image, number in zip(images, sequence, strict=True)]
 
 
-def _frame(image: BgrImage, sequence: int) -> Frame:
-    return Frame(part=PART, image=image, camera="c", source="s", sequence=sequence, captured=Stamp.now())
+def _frame(image: BgrImage, sequence: int, at_s: float | None = None) -> Frame:
+    captured = Stamp.now() if at_s is None else Stamp(0, int(at_s * 1e9))
+    return Frame(part=PART, image=image, camera="c", source="s", sequence=sequence, captured=captured)
 
 
 def test_pictures_of_a_real_sensor_are_good() -> None:
@@ -136,9 +137,24 @@ def test_what_a_codec_repeats_is_no_tear_and_freezes_late() -> None:
     first, second = textured(), textured()
     second[:10] = noisy(100)[:10]
 
-    assert reasons(first, second, *[second] * 3, guard=FrameGuard(repeats=2)) == [
+    times = [0.0, 0.2, 0.7, 1.1, 1.3]
+    frames = [_frame(first, 1, 0.0), *(_frame(second, i + 2, at) for i, at in enumerate(times[1:]))]
+    guard = FrameGuard(still_s=1.0)
+
+    assert [guard.check(frame) for frame in frames] == [
         *[None] * 4,
         "frozen: the same picture as before, byte for byte",
+    ]
+
+
+def test_a_ring_of_old_buffers_is_no_camera() -> None:
+    """The usual frozen driver: four pictures of a moment ago, again and again; none is like the one before it."""
+    ring = [noisy(100, seed=i) for i in range(4)]
+
+    assert reasons(*ring, *ring, noisy(100, seed=9)) == [
+        *[None] * 4,
+        *["stale: a picture of a moment ago came again"] * 4,
+        None,
     ]
 
 

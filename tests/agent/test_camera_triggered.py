@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from agent.cameras import open_camera
+from agent.cameras import _still_s, open_camera
 from agent.cameras.guard import FrameGuard, GuardedCamera
 from agent.cameras.triggered import KEPT_FRAMES, ExposedOnDemand, Moment, TriggeredCamera
-from agent.config import FolderCameraConfig, IntervalTriggerConfig, OpenCvCameraConfig
+from agent.config import (
+    FolderCameraConfig,
+    GenicamCameraConfig,
+    GStreamerCameraConfig,
+    IntervalTriggerConfig,
+    OpenCvCameraConfig,
+    TcpTriggerConfig,
+)
+from agent.errors import CameraError
 from agent.frame import Fault, Frame, Part, Stamp
 from tests.kit.live import PATIENCE_S, LiveCamera, noisy
 from tests.kit.pictures import level_of, write_pictures
@@ -134,6 +142,40 @@ def test_two_parts_within_one_exposure_are_not_both_judged_by_it(live: LiveCamer
 
     assert level(camera.read(part_at(now - 2 * MS, "A"))) == 70
     assert "part A" in reason(camera.read(part_at(now - 1 * MS, "B")))
+
+
+def test_no_two_parts_are_judged_by_one_picture_whatever_the_codec_repeats(live: LiveCamera) -> None:
+    """H.264 may give a still scene twice; two parts are never the same to the byte."""
+    camera = TriggeredCamera(GuardedCamera(live, FrameGuard(still_s=1.0)), SOON)
+    now, picture = time.monotonic_ns(), noisy(70)
+    live.show(picture, exposed_ns=now)
+    live.show(picture, exposed_ns=now + 5 * MS)
+    live.wait_until_idle()
+
+    assert level(camera.read(part_at(now, "A"))) == 70
+    assert "the same picture as that of part A" in reason(camera.read(part_at(now + 4 * MS, "B")))
+    camera.close()
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "seconds"),
+    [
+        ("v4l2src ! video/x-raw,width=1264", 0.0),
+        ("rtspsrc location=x ! rtph264depay ! avdec_h264", 1.0),
+        ("filesrc location=x ! x265enc", 1.0),
+        ("v4l2src ! image/jpeg", 0.0),
+    ],
+)
+def test_only_a_codec_that_repeats_may_give_a_picture_twice(pipeline: str, seconds: float) -> None:
+    """A width of 1264 px is no H.264."""
+    assert _still_s(GStreamerCameraConfig(kind="gstreamer", pipeline=pipeline)) == seconds
+
+
+def test_a_camera_with_its_own_trigger_line_is_refused_under_another_trigger() -> None:
+    """Its frame lies before the trigger by `latency_ms`: each part would get the picture of the next pulse."""
+    config = GenicamCameraConfig(kind="genicam", trigger="Line0")
+    with pytest.raises(CameraError, match="the picture of the pulse after it"):
+        open_camera(config, trigger=TcpTriggerConfig(kind="tcp"), is_judged=lambda _part: False)
 
 
 def test_a_camera_that_is_too_slow_is_a_fault_in_words(live: LiveCamera) -> None:
