@@ -177,8 +177,8 @@ def _open_triggered(
     assert not isinstance(config, FolderCameraConfig)
     if isinstance(config, GenicamCameraConfig) and config.trigger.startswith("Line"):
         raise CameraError(
-            f"{config.name}: camera.trigger is {config.trigger}: the camera's own line says when it exposes, and a part "
-            "of another trigger could get the picture of the pulse after it",
+            f"{config.name}: camera.trigger is {config.trigger}: the camera's own line says when it exposes, and a "
+            "part of another trigger could get the picture of the pulse after it",
             hint="set trigger.kind to frame (each pulse is a part), or camera.trigger to software",
         )
     latency_ms = 0.0 if isinstance(config, PiCameraConfig) else config.latency_ms
