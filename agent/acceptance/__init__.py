@@ -12,7 +12,7 @@ from agent.acceptance.file import (
     write_acceptance,
 )
 from agent.acceptance.gate import Admission, admit, check_admission, require_acceptance
-from agent.acceptance.measured import Latency, Measured, board_to_json, judge, measure, measured_to_json
+from agent.acceptance.measured import Latency, Measured, board_to_json, judge, measure, measured_to_json, unmeasured
 from agent.acceptance.replay import Answer, GoldenReplay, reference_graph
 from agent.acceptance.watch import EngineWatch
 
@@ -33,5 +33,6 @@ __all__ = [
     "measured_to_json",
     "reference_graph",
     "require_acceptance",
+    "unmeasured",
     "write_acceptance",
 ]

@@ -7,8 +7,9 @@ acceptance.previous.ID.json    those accepted before it, of other bundles and en
 acceptance.refused.ID.json     those refused, and not accepted since: `run` does not start with that bundle and engine
 ```
 
-`ID` stands for one bundle on one engine: a hash of the bundle's digest and the engine's identity. They are read
-strictly: one that is not as we write it is refused with its name, never guessed at.
+`ID` stands for one bundle on one engine: a hash of the bundle's digest and the engine's identity, without its plan: a
+refusal does not end because the engine was compiled again. They are read strictly: one that is not as we write it is
+refused with its name, never guessed at.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, NoReturn
 
 from agent.acceptance.measured import Measured, measured_to_json
 from agent.config import AcceptanceConfig
+from agent.engines import PLAN
 from agent.errors import ConfigError
 from agent.messages import rfc3339
 
@@ -37,6 +39,7 @@ __all__ = [
     "Damaged",
     "Records",
     "acceptances_in",
+    "is_same_engine",
     "previous_name",
     "refusals_in",
     "refused_name",
@@ -61,9 +64,12 @@ class Acceptance:
         bundle_digest: SHA-256 of the bundle's manifest.
         engine: the engine's name.
         kind: its runtime.
+        graph: whose outputs at the build were the reference.
         identity: exactly which engine, as `OpenedEngine.identity` has it.
         p50_ms: median of one inference: of the warm and the cold one the slower; NaN in a refusal of an engine that
             did not run.
+        p99_ms: 99th percentile of one inference, warm; NaN as before.
+        changed: golden pictures that would be treated differently than at the build.
         verdicts: the verdict of each golden, by its file.
         problems: why it was refused.
         time: when, RFC 3339.
@@ -73,8 +79,11 @@ class Acceptance:
     bundle_digest: str
     engine: str
     kind: str
+    graph: str
     identity: Mapping[str, str]
     p50_ms: float
+    p99_ms: float
+    changed: int
     verdicts: Mapping[str, str]
     problems: tuple[str, ...]
     time: str
@@ -108,6 +117,11 @@ class Records:
     def of(self, bundle_digest: str) -> tuple[Acceptance, ...]:
         """Those of one bundle."""
         return tuple(one for one in self.found if one.bundle_digest == bundle_digest)
+
+
+def is_same_engine(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two identities are of one engine, whenever each was compiled."""
+    return _without_plan(one) == _without_plan(other)
 
 
 def acceptances_in(state_dir: Path) -> Records:
@@ -147,8 +161,8 @@ def write_acceptance(
 ) -> Path:
     """Write the result where `run` looks for it, whole or not at all.
 
-    An acceptance ends an earlier refusal of the same bundle on the same engine, and no other. A refusal that can't be
-    written takes at least an earlier acceptance of the same away.
+    An acceptance ends an earlier refusal of the same bundle on the same engine, and no other. A refusal withdraws an
+    earlier acceptance of the same, also when it can't be written itself.
 
     Args:
         state_dir: the station's; made when absent.
@@ -177,9 +191,8 @@ def write_acceptance(
     if problems:
         try:
             _put(refused, document)
-        except ConfigError:
+        finally:
             _withdraw(state_dir, bundle_digest, measured.identity)
-            raise
         return refused
     path = state_dir / ACCEPTED
     _set_aside(path, bundle_digest, measured.identity)
@@ -199,8 +212,16 @@ def write_acceptance(
 
 
 def _id(bundle_digest: str, identity: Mapping[str, str]) -> str:
-    words = json.dumps([bundle_digest, sorted(identity.items())])
+    words = json.dumps([bundle_digest, sorted(_without_plan(identity).items())])
     return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def _without_plan(identity: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in identity.items() if name != PLAN}
+
+
+def _is_about(one: Acceptance, bundle_digest: str, identity: Mapping[str, str]) -> bool:
+    return one.bundle_digest == bundle_digest and is_same_engine(one.identity, identity)
 
 
 def _has_id(path: Path) -> bool:
@@ -219,7 +240,7 @@ def _files(state_dir: Path, form: str) -> list[Path]:
 def _set_aside(path: Path, bundle_digest: str, identity: Mapping[str, str]) -> None:
     """The acceptance of another bundle or engine stays; one that says nothing is overwritten: nobody can use it."""
     found = _records([path], is_accepted=True).found
-    if not found or (found[0].bundle_digest, dict(found[0].identity)) == (bundle_digest, dict(identity)):
+    if not found or _is_about(found[0], bundle_digest, identity):
         return
     try:
         path.replace(path.with_name(previous_name(found[0].bundle_digest, found[0].identity)))
@@ -232,7 +253,7 @@ def _withdraw(state_dir: Path, bundle_digest: str, identity: Mapping[str, str]) 
     last, before = state_dir / ACCEPTED, state_dir / previous_name(bundle_digest, identity)
     for path in (last, before):
         found = _records([path], is_accepted=True).found
-        if found and (found[0].bundle_digest, dict(found[0].identity)) == (bundle_digest, dict(identity)):
+        if found and _is_about(found[0], bundle_digest, identity):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -333,24 +354,41 @@ def _acceptance(raw: Any, *, is_accepted: bool) -> Acceptance:
     if raw["accepted"] is not is_accepted:
         raise ValueError(f"accepted is {raw['accepted']!r}, expected {is_accepted}")
     answers, problems, identity = raw["goldens"]["answers"], raw["problems"], raw["identity"]
-    texts = {name: raw[name] for name in ("bundle_digest", "engine", "kind", "time")}
+    texts = {name: raw[name] for name in ("bundle_digest", "engine", "kind", "graph", "time")}
     verdicts = {answer["file"]: answer["verdict"] for answer in answers}
     _check_texts([*texts.values(), *verdicts, *verdicts.values(), *problems, *identity, *identity.values()])
-    if not verdicts or len(verdicts) != len(answers) or len(answers) != raw["goldens"]["n"]:
+    is_whole = len(verdicts) == len(answers) == raw["goldens"]["n"]
+    if not is_whole or (is_accepted and not verdicts):  # an engine that failed at once was asked nothing
         raise ValueError(f"{len(verdicts)} answers of {raw['goldens']['n']} golden pictures")
+    if is_accepted and raw["fell_back"] is not False:
+        raise ValueError(f"fell_back is {raw['fell_back']!r:.40}: such an engine is never accepted")
     if bool(problems) is is_accepted or not isinstance(problems, list):
         raise ValueError(f"{len(problems)} problems")
     if identity["kind"] != texts["kind"]:
         raise ValueError(f"kind is {texts['kind']}, of the engine {identity['kind']}")
     p50_ms = max(_milliseconds(raw["latency_ms"][how]["p50"], may_lack=not is_accepted) for how in ("warm", "cold"))
+    p99_ms = _milliseconds(raw["latency_ms"]["warm"]["p99"], may_lack=not is_accepted)
     return Acceptance(
         accepted=is_accepted,
         identity=identity,
         p50_ms=p50_ms,
+        p99_ms=p99_ms,
+        changed=_changed(answers, raw["goldens"]["changed"]),
         verdicts=verdicts,
         problems=tuple(problems),
         **texts,
     )
+
+
+def _changed(answers: Sequence[Mapping[str, Any]], told: Any) -> int:
+    """How many answers are other ones than at the build; each says so itself, and the sum must be theirs."""
+    for answer in answers:
+        if not isinstance(answer["changed"], bool) or (answer["verdict"] != answer["expected"]) > answer["changed"]:
+            raise ValueError(f"changed is {answer['changed']!r:.40} of {answer['verdict']!r:.40}")
+    changed = sum(answer["changed"] for answer in answers)
+    if isinstance(told, bool) or told != changed:
+        raise ValueError(f"{told!r:.40} changed, of the answers {changed} are")
+    return int(changed)
 
 
 def _check_texts(values: Sequence[Any]) -> None:
@@ -364,5 +402,5 @@ def _milliseconds(value: Any, *, may_lack: bool) -> float:
     if value is None and may_lack:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < float(value) < math.inf:
-        raise ValueError(f"p50 is {value!r:.40}, expected milliseconds")
+        raise ValueError(f"a time is {value!r:.40}, expected milliseconds")
     return float(value)

@@ -7,6 +7,10 @@ this engine                 runs       stays out      runs, and is told; not whe
                                                       this bundle was only ever refused on this runtime
 the refusals can't be read  runs       stays out      stays out: what was refused must not run for want of a file
 ```
+
+The engine that was accepted and compiled anew since is neither of the two: the same key may get other kernels. A
+refusal holds for it all the same. Where an acceptance is required it must also be one of all the bundle's golden
+pictures, within the limits of the station's configuration, whatever limits `accept` was given.
 """
 
 from __future__ import annotations
@@ -21,12 +25,15 @@ from agent.acceptance.file import (
     Acceptance,
     Damaged,
     acceptances_in,
+    is_same_engine,
     refusals_in,
     refused_name,
 )
+from agent.acceptance.replay import goldens_for
+from agent.binomial import upper_bound
 from agent.bundle import Bundle
 from agent.config import AgentConfig
-from agent.engines import OpenedEngine
+from agent.engines import PLAN, OpenedEngine
 from agent.errors import ConfigError
 from agent.log import log_event
 
@@ -47,6 +54,14 @@ _SHOWN = {
     "stands_in_for": "stands in for",
 }
 """What an identity's parts are called; others as they are."""
+
+
+_COMPILED = {
+    (True, True): "it was compiled anew since it was accepted, which may choose other kernels",
+    (True, False): "it is to be compiled anew, which may choose other kernels than were accepted",
+    (False, True): "which build of it was accepted is not known",
+}
+"""What is said of the plan, by whether it was known at acceptance and is now."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,21 +113,31 @@ def check_admission(config: AgentConfig, bundle: Bundle, identity: Mapping[str, 
     """
     known, refusals = acceptances_in(config.state_dir), refusals_in(config.state_dir)
     refused = refusals.of(bundle.digest)
-    exact = next((one for one in refused if dict(one.identity) == dict(identity)), None)
+    exact = next((one for one in refused if is_same_engine(one.identity, identity)), None)
     if exact is not None:
         raise _was_refused(config, bundle, exact)
     standing = [one for one in known.of(bundle.digest) if not any(_is_same(one, other) for other in refused)]
     own = next((one for one in standing if dict(one.identity) == dict(identity)), None)
+    if own is not None and config.acceptance.required:
+        _check_sufficient(config, bundle, own)
     for damaged in refusals.damaged:
         if own is None or damaged.path.name == refused_name(bundle.digest, identity):
             raise _unreadable(damaged)
     if own is not None:
         return Admission(accepted=own, differs=())
     like = [one for one in standing if _is_kin(one, identity)]
-    nearest = next(iter([*like, *standing]), None)
+    rebuilt = [one for one in standing if is_same_engine(one.identity, identity)]
+    nearest = next(iter([*rebuilt, *like, *standing]), None)
     if config.acceptance.required:
         if nearest is None:
             raise known.damaged[0].error if known.damaged else _none_accepted(config, bundle)
+        if is_same_engine(nearest.identity, identity):
+            (words,) = differences(nearest.identity, identity)
+            raise ConfigError(
+                f"{bundle.path.name}: its engine is not accepted, and acceptance.required says that it must be: "
+                f"{words}",
+                hint=ACCEPT_AGAIN,
+            )
         raise ConfigError(
             f"{bundle.path.name} was accepted on another engine than the one that would run, and acceptance.required "
             f"says that it must be this one: {'; '.join(differences(nearest.identity, identity))}",
@@ -124,15 +149,44 @@ def check_admission(config: AgentConfig, bundle: Bundle, identity: Mapping[str, 
     return Admission(accepted=nearest, differs=() if nearest is None else differences(nearest.identity, identity))
 
 
+def _check_sufficient(config: AgentConfig, bundle: Bundle, own: Acceptance) -> None:
+    """Hold an acceptance to the configuration's limits: those of `accept`'s flags may have been others.
+
+    Raises:
+        ConfigError: it is not enough where one is required.
+    """
+    limits, n, whole = config.acceptance, len(own.verdicts), {golden.file for golden in goldens_for(bundle, own.graph)}
+    problems = []
+    if not whole or not whole <= own.verdicts.keys():
+        problems.append(f"{n} of its {len(whole)} golden pictures were replayed")
+    if own.changed > limits.max_changed:
+        problems.append(f"{own.changed} golden verdicts changed, allowed are {limits.max_changed}")
+    if limits.max_changed_bound is not None and (bound := upper_bound(own.changed, n)) > limits.max_changed_bound:
+        problems.append(f"up to {bound:.1%} of the verdicts may change, allowed are {limits.max_changed_bound:.1%}")
+    if limits.max_p99_ms is not None and own.p99_ms > limits.max_p99_ms:
+        problems.append(f"p99 was {own.p99_ms:.2f} ms, allowed are {limits.max_p99_ms:g} ms")
+    if problems:
+        raise ConfigError(
+            f"{bundle.path.name}: what was accepted on {own.time[:10]} is not enough with acceptance.required: "
+            f"{'; '.join(problems)}",
+            hint=f"{ACCEPT_AGAIN}, by the configuration's limits or with others there",
+        )
+
+
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]:
     """In what one engine is another than before, each in words: `TensorRT is 10.13.3, was 10.3.0`."""
     names = [name for name in dict.fromkeys([*then, *now]) if then.get(name) != now.get(name)]
     if "kind" in names:  # of another runtime nothing can be compared
         names = ["kind"]
-    return tuple(words for name in names for words in _differs(name, then.get(name, ""), now.get(name, "")))
+    elif names != [PLAN]:  # of another engine it is another one anyway
+        names = [name for name in names if name != PLAN]
+    found = [words for name in names for words in _differs(name, then.get(name, ""), now.get(name, ""))]
+    return tuple(dict.fromkeys(found))  # the precision is an option, too
 
 
 def _differs(name: str, then: str, now: str) -> list[str]:
+    if name == PLAN:
+        return [_COMPILED[bool(then), bool(now)]]
     if name == "options":
         before, after = (dict(part.partition("=")[::2] for part in text.split(",")) for text in (then, now))
         if len(before) > 1 and before.keys() == after.keys():
@@ -143,7 +197,7 @@ def _differs(name: str, then: str, now: str) -> list[str]:
 
 
 def _is_same(one: Acceptance, other: Acceptance) -> bool:
-    return one.bundle_digest == other.bundle_digest and dict(one.identity) == dict(other.identity)
+    return one.bundle_digest == other.bundle_digest and is_same_engine(one.identity, other.identity)
 
 
 def _is_kin(one: Acceptance, identity: Mapping[str, str]) -> bool:

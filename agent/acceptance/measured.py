@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from agent.acceptance.replay import Answer, GoldenReplay
+from agent.acceptance.replay import Answer, GoldenReplay, in_words
 from agent.binomial import upper_bound
 from agent.board import Board, Memory, Sample, throttled_between
 from agent.config import AcceptanceConfig
-from agent.engines import OpenedEngine, fell_back
+from agent.engines import FALL_BACK, OpenedEngine, Unproven
 from agent.errors import BundleError
 
-__all__ = ["Latency", "Measured", "board_to_json", "judge", "measure", "measured_to_json"]
+__all__ = ["Latency", "Measured", "board_to_json", "judge", "measure", "measured_to_json", "unmeasured"]
 
 WARM_UPS = 5
 COLD_PAUSE_S = 0.2
@@ -63,6 +63,7 @@ class Measured:
         memory: after the run.
         power_mode: of a Jetson, else None.
         board: which board, in words.
+        failed: why an inference failed while it was timed, in words; times are then of those before. None: none did.
     """
 
     engine: str
@@ -77,6 +78,12 @@ class Measured:
     memory: Memory
     power_mode: str | None
     board: str
+    failed: str | None = None
+
+    @property
+    def unanswered(self) -> tuple[Answer, ...]:
+        """The goldens that got no answer, and had one at the build."""
+        return tuple(a for a in self.answers if a.verdict.startswith("error: ") and a.verdict != a.expected)
 
     @property
     def changed(self) -> tuple[Answer, ...]:
@@ -86,7 +93,7 @@ class Measured:
     @property
     def changed_bound(self) -> float:
         """The largest rate of changed verdicts that these goldens leave plausible (95 %, one-sided)."""
-        return upper_bound(len(self.changed), len(self.answers))
+        return upper_bound(len(self.changed), len(self.answers)) if self.answers else 1.0
 
     @property
     def throttled(self) -> tuple[str, ...]:
@@ -97,7 +104,7 @@ class Measured:
 def measure(
     replay: GoldenReplay, engine: OpenedEngine, *, runs: int, board: Board | None = None, heard: Heard = lambda *_: None
 ) -> Measured:
-    """Replay the goldens, then time the engine, warm and cold.
+    """Replay the goldens, then time the engine, warm and cold; an inference that fails ends the timing, and is told.
 
     Args:
         replay: of this engine.
@@ -108,7 +115,6 @@ def measure(
 
     Raises:
         BundleError: there are no goldens to replay.
-        EngineError: an inference failed while it was timed.
     """
     if not len(replay):
         raise BundleError(
@@ -124,24 +130,57 @@ def measure(
     failed = next((a for a in answers if a.verdict.startswith("error: ")), None)
     if failed is not None and not replay.can_infer():
         runs = 0  # it is judged by its answers; there is nothing to time
-    cold = _timed(replay, max(MIN_COLD, round(COLD_SHARE * runs)) if runs else 0, watched, heard, pause_s=COLD_PAUSE_S)
-    for index in range(WARM_UPS if runs else 0):
-        replay.time(index)
-    warm = _timed(replay, runs, watched, heard)
+    cold: list[float] = []
+    warm: list[float] = []
+    failure: str | None = None
+    try:
+        n_cold = max(MIN_COLD, round(COLD_SHARE * runs)) if runs else 0
+        _time(replay, n_cold, cold, watched, heard, pause_s=COLD_PAUSE_S)
+        for index in range(WARM_UPS if runs else 0):
+            replay.time(index)
+        _time(replay, runs, warm, watched, heard)
+    except Exception as error:  # whatever it is: an engine that fails is refused, and what was found is written down
+        failure = in_words(error)
     watched.look(force=True)
+    return _measured(engine, replay.graph, tuple(answers), watched, warm=warm, cold=cold, failed=failure)
+
+
+def unmeasured(engine: OpenedEngine | Unproven, graph: str, failed: str, *, board: Board | None = None) -> Measured:
+    """An engine that failed before a golden was replayed: it is known which one, and nothing else.
+
+    Args:
+        engine: it, or the error that says which one it is.
+        graph: whose outputs at the build would have been the reference.
+        failed: why, in words.
+        board: that it failed on.
+    """
+    return _measured(engine, graph, (), _Watched(board or Board()), warm=[], cold=[], failed=failed)
+
+
+def _measured(
+    engine: OpenedEngine | Unproven,
+    graph: str,
+    answers: tuple[Answer, ...],
+    watched: _Watched,
+    *,
+    warm: Sequence[float],
+    cold: Sequence[float],
+    failed: str | None,
+) -> Measured:
     return Measured(
         engine=engine.name,
         kind=engine.kind,
         identity=dict(engine.identity),
-        fell_back=fell_back(engine),
-        graph=replay.graph,
-        answers=tuple(answers),
-        warm=warm,
-        cold=cold,
+        fell_back=FALL_BACK in engine.name,
+        graph=graph,
+        answers=answers,
+        warm=_latency_of(warm),
+        cold=_latency_of(cold),
         samples=tuple(watched.samples),
         memory=watched.board.memory(),
         power_mode=watched.board.power_mode(),
         board=watched.board.words(),
+        failed=failed,
     )
 
 
@@ -157,12 +196,19 @@ def judge(measured: Measured, limits: AcceptanceConfig) -> tuple[str, ...]:
         problems.append(
             f"{len(changed)} of {n} golden verdicts changed, allowed are {limits.max_changed}: {shown}{more}"
         )
-    if limits.max_changed_bound is not None and measured.changed_bound > limits.max_changed_bound:
+    if measured.unanswered:
+        lost, first = len(measured.unanswered), measured.unanswered[0]
+        problems.append(f"{lost} of {n} golden pictures got no answer: {first.file}: {first.verdict}")
+    if measured.failed is not None:
+        problems.append(f"an inference failed: {measured.failed}")
+    if n and limits.max_changed_bound is not None and measured.changed_bound > limits.max_changed_bound:
         problems.append(
             f"up to {measured.changed_bound:.1%} of the verdicts may change (95 % bound from {n} golden pictures), "
             f"allowed are {limits.max_changed_bound:.1%}"
         )
-    if limits.max_p99_ms is not None and not measured.warm.p99 <= limits.max_p99_ms:
+    if limits.max_p99_ms is not None and not measured.warm.n:
+        problems.append("p99 is not known: no inference in a row was timed")
+    elif limits.max_p99_ms is not None and not measured.warm.p99 <= limits.max_p99_ms:
         problems.append(f"p99 is {measured.warm.p99:.2f} ms, allowed are {limits.max_p99_ms:g} ms")
     return tuple(problems)
 
@@ -175,6 +221,7 @@ def measured_to_json(measured: Measured) -> dict[str, Any]:
         "identity": dict(measured.identity),
         "fell_back": measured.fell_back,
         "graph": measured.graph,
+        "failed": measured.failed,
         "goldens": {
             "n": len(measured.answers),
             "changed": len(measured.changed),
@@ -229,18 +276,23 @@ class _Watched:
             self._next = time.monotonic() + SAMPLE_S
 
 
-def _timed(replay: GoldenReplay, n: int, watched: _Watched, heard: Heard, *, pause_s: float = 0.0) -> Latency:
-    taken = []
+def _time(
+    replay: GoldenReplay, n: int, taken: list[float], watched: _Watched, heard: Heard, *, pause_s: float = 0.0
+) -> None:
+    """Add the milliseconds of n inferences to `taken`, each as it is known."""
     for index in range(n):
         if pause_s:
             time.sleep(pause_s)
         taken.append(replay.time(index))
         watched.look()
         heard("cold" if pause_s else "warm", index + 1, n)
+
+
+def _latency_of(taken: Sequence[float]) -> Latency:
     if not taken:
         return Latency(n=0, p50=math.nan, p95=math.nan, p99=math.nan, worst=math.nan)
     p50, p95, p99 = (float(np.percentile(taken, q)) for q in (50, 95, 99))
-    return Latency(n=n, p50=p50, p95=p95, p99=p99, worst=max(taken))
+    return Latency(n=len(taken), p50=p50, p95=p95, p99=p99, worst=max(taken))
 
 
 def _latency(latency: Latency) -> dict[str, float | int | None]:

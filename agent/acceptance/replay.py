@@ -24,7 +24,7 @@ from agent.bundle import (
     is_as_recorded,
 )
 from agent.config import EngineConfig, PolicyConfig
-from agent.engines import Engine
+from agent.engines import Engine, Unproven
 from agent.errors import AgentError, EngineError
 from agent.frame import Frame, Part, Stamp
 from agent.inspection import Inspection, ref_from_bundle
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from agent.bundle.golden import OutputsByRole
 
-__all__ = ["Answer", "GoldenReplay", "reference_graph"]
+__all__ = ["Answer", "GoldenReplay", "goldens_for", "in_words", "reference_graph"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Answer:
         return self.verdict != self.expected or not self.same
 
 
-def reference_graph(bundle: Bundle, engine: Engine, config: EngineConfig) -> str:
+def reference_graph(bundle: Bundle, engine: Engine | Unproven, config: EngineConfig) -> str:
     """The graph whose outputs at the build an engine has to come near: the one that it was made from.
 
     Args:
@@ -78,6 +78,16 @@ def reference_graph(bundle: Bundle, engine: Engine, config: EngineConfig) -> str
         wanted = "trt" if precision_for(bundle, config) == "int8" else "fp32"
         return wanted if wanted in bundle.manifest.graphs else "fp32"
     return bundle.manifest.cpu_graph if config.graph == "auto" else config.graph
+
+
+def goldens_for(bundle: Bundle, graph: str) -> list[Golden]:
+    """The goldens that have a reference of this graph.
+
+    Raises:
+        BundleError: they are not as they must be.
+    """
+    role = "logits" if bundle.manifest.detection is None else "detections"
+    return [golden for golden in bundle.goldens() if role in golden.outputs.get(graph, {})]
 
 
 class GoldenReplay:
@@ -114,8 +124,7 @@ class GoldenReplay:
         self._ref = ref_from_bundle(bundle)
         limits = PolicyConfig(defect_above=policy.defect_above, review_above=policy.review_above)
         self._policy = policy_from_config(limits, bundle.manifest)
-        role = "logits" if bundle.manifest.detection is None else "detections"
-        usable = [golden for golden in bundle.goldens() if role in golden.outputs.get(graph, {})]
+        usable = goldens_for(bundle, graph)
         self.goldens = tuple(
             dataclasses.replace(golden, outputs={graph: golden.outputs[graph]}) for golden in _evenly(usable, limit)
         )
@@ -136,8 +145,7 @@ class GoldenReplay:
             verdict, same = self._verdict(golden, seen), is_as_recorded(golden, self.graph, outputs, self._manifest)
         except Exception as error:  # a failing golden is an answer; the line that asked must go on
             ms = (self._clock() - start) / 1e6
-            words = error.message if isinstance(error, AgentError) else f"{type(error).__name__}: {error}"
-            seen, verdict, same = {}, f"error: {words}"[:200], False
+            seen, verdict, same = {}, f"error: {in_words(error)}"[:200], False
         return Answer(
             file=golden.file,
             verdict=verdict,
@@ -151,7 +159,7 @@ class GoldenReplay:
         """Whether the engine still runs at all."""
         try:
             self.time(0)
-        except EngineError:
+        except Exception:  # of whatever kind: no
             return False
         return True
 
@@ -184,6 +192,11 @@ class GoldenReplay:
             score = max((f.score for f in findings if f.severity != "ok"), default=0.0)
             inspection = Inspection(task="detect", findings=findings, defect_score=score, **same)  # type: ignore[arg-type]
         return _words(self._policy.judge(inspection))
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong; of an exception that is not ours its kind, too."""
+    return error.message if isinstance(error, AgentError) else f"{type(error).__name__}: {error}"
 
 
 def _evenly(goldens: Sequence[Golden], limit: int | None) -> Sequence[Golden]:

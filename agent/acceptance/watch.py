@@ -8,9 +8,17 @@ the first part, they go in a row, for `START_S` at most; when that is not enough
 What is held against the engine: it is not the runtime that was accepted (or stands in for TensorRT, accepted or not);
 a golden gets another verdict than at acceptance (without one: more than `max_changed` other than at the build); the
 median of a pass is over `slow_factor` times the slower of the two medians at acceptance, twice in a row, so that one
-busy moment is no alarm; `FAILING` parts in a row got no answer from it. While something is held against it a pass comes
-every `RECHECK_S`: the fault ends by itself when its cause does. An engine that fails is tried at once, also between two
-parts: they lose nothing by the wait. It is back when every golden got an answer, and no part was without one meanwhile.
+busy moment is no alarm; `FAILING` parts in a row got no answer from it, or `LOST` of the last `WINDOW` that it was
+asked about. While something is held against it a pass comes every `RECHECK_S`: the fault ends by itself when its cause
+does. An engine that fails is tried at once, also between two parts: they lose nothing by the wait. It is back when
+every golden got an answer, no part was without one since that pass began, and fewer than `LOST` of the last `WINDOW`
+parts are without one.
+
+The share finds a GPU that fails now and then, so that never `FAILING` parts in a row are lost: of one that loses every
+second part it is told at the ninth or tenth, of one that loses a third at about the fifteenth. Its false alarms: if
+single parts got no answer for their own sake, independently and at a rate r, a part would end in an alarm with the
+probability r P(X >= LOST - 1), X binomial of WINDOW - 1 parts and r. At a part a second that is once in 150 years for
+r = 0.1 %, and about once a day for r = 1 %: who loses every hundredth part is to hear of it.
 """
 
 from __future__ import annotations
@@ -19,6 +27,7 @@ import logging
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 
 from agent.acceptance.file import Acceptance
@@ -41,6 +50,8 @@ ENOUGH = 3
 """Goldens that take all of `START_S` and are slow: that is no busy moment any more."""
 FAILING = 3
 """Parts without an answer, one after the other, until it is the engine and not the part."""
+WINDOW, LOST = 50, 5
+"""Of so many parts that the engine was asked about, so many without an answer are the engine's fault, too."""
 
 log = logging.getLogger("agent.acceptance")
 
@@ -81,7 +92,9 @@ class EngineWatch:
         self._kinds: tuple[bool, ...] = (False, False, False, False)
         self._unanswered = 0
         self._answered = 0
+        self._window: deque[bool] = deque(maxlen=WINDOW)  # whether each of the last parts got no answer
         self._failing: str | None = None
+        self._is_proven = False  # every golden got an answer, and no part was without one since that pass began
         self._is_clean = True
         self._pass_faults: tuple[str | None, ...] = (self._runtime_fault, None, None)
 
@@ -109,22 +122,42 @@ class EngineWatch:
         fault = next(iter(faults), None)
         if fault is None and any(view.fault is None and view.not_found is None for view in views):
             self._unanswered, self._answered = 0, self._answered + 1
+            self._window.append(False)
             if self._failing is not None:
                 self._heard_again()
         elif fault is not None:
-            self._unanswered, self._answered, self._is_clean = self._unanswered + 1, 0, False
-            if self._unanswered >= FAILING and self._failing is None:
-                self._failing = f"the engine fails: {FAILING} parts in a row got no answer ({fault.reason})"
-                self._answers, self._due, self._last = [], self._clock(), -math.inf
-                self._tell()
+            self._unanswered, self._answered = self._unanswered + 1, 0
+            self._is_clean = self._is_proven = False
+            self._window.append(True)
+            if self._failing is None:
+                self._blame(fault.reason)
+
+    def _blame(self, reason: str) -> None:
+        """Whether too many parts are without an answer by now: then it is the engine."""
+        lost = sum(self._window)
+        if self._unanswered >= FAILING:
+            words = f"{FAILING} parts in a row got no answer"
+        elif lost >= LOST:
+            words = f"{lost} of the last {len(self._window)} parts got no answer"
+        else:
+            return
+        self._failing = f"the engine fails: {words} ({reason})"
+        self._answers, self._due, self._last = [], self._clock(), -math.inf
+        self._tell()
 
     def _heard_again(self) -> None:
-        """The goldens say whether that lasts; without any, some parts do."""
-        if len(self._replay):
+        """The goldens say whether that lasts, once for all; without any, some parts do."""
+        if not len(self._replay):
+            self._is_proven = self._answered >= FAILING
+        elif not self._is_proven:
             self._due = min(self._due, self._clock())
-        elif self._answered >= FAILING:
-            self._failing = None
+        self._recover()
+        if self._failing is None:
             self._tell()
+
+    def _recover(self) -> None:
+        if self._is_proven and sum(self._window) < LOST:
+            self._failing, self._unanswered = None, 0
 
     def turn(self, *, judged: bool) -> None:
         """Do what is due after one step of the line.
@@ -155,8 +188,8 @@ class EngineWatch:
         again = slow is not None and not self._was_slow
         self._was_slow = slow is not None
         answered = [answer for answer in answers if not answer.verdict.startswith("error: ")]
-        if self._is_clean and len(answered) == len(answers):
-            self._failing, self._unanswered = None, 0
+        self._is_proven = self._is_clean and len(answered) == len(answers)
+        self._recover()
         others = self._other_verdicts(answers if self._failing is None else answered)
         faults = (self._runtime_fault, others, None if again else slow)
         # Another runtime stays one until the next start.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.console import DONE, FAILED, number, print_json
-from agent.errors import ConfigError
+from agent.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
     from agent.acceptance import Measured
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from agent.bundle import Bundle
     from agent.cli.bar import Bar
     from agent.config import AcceptanceConfig, AgentConfig
+    from agent.engines import OpenedEngine
+    from agent.engines.trt_cache import EngineCache
     from agent.engines.trt_open import MemoryChoice
 
 __all__ = ["EPILOG", "HELP", "NAME", "add_arguments", "run", "show_board", "show_engine", "show_measured"]
@@ -31,7 +33,8 @@ EPILOG = """examples:
 
 The result goes into the state directory: acceptance.json, with which `run` compares the engine from then on; or
 acceptance.refused.….json, with which it does not start. It holds for this bundle on exactly this engine: another
-TensorRT, driver or option is another engine. Stop the line first: two programs on one GPU are slower than one.
+TensorRT, driver or option is another engine, and so is one that was compiled anew. An inference that fails refuses it.
+Stop the line first: two programs on one GPU are slower than one.
 
 exit: 0 accepted, 1 refused, 2 could not be asked or written down
 """
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle or config.bundle)
     bar = Bar()
     try:
-        measured, memory = _measure(bundle, config, args.runs, bar)
+        measured, memory = _measured(bundle, config, args.runs, bar)
     finally:
         bar.done()
     problems = judge(measured, limits)
@@ -86,6 +89,10 @@ def run(args: argparse.Namespace) -> int:
     if unwritten is not None:
         sys.stdout.flush()
         print(f"REFUSED, AND NOT WRITTEN DOWN: `run` does not know of it. {unwritten}", file=sys.stderr, flush=True)
+    beyond = judge(measured, config.acceptance) if config.acceptance.required and not problems else ()
+    if beyond:
+        words = "acceptance.required: `run` holds it to the configuration's limits, and does not start with it"
+        print(f"{words}: {'; '.join(beyond)}", file=sys.stderr, flush=True)
     return FAILED if problems else DONE
 
 
@@ -151,10 +158,15 @@ def show_engine(measured: Measured) -> None:
     if largest:
         print(f"outputs   off by at most {', '.join(f'{value:.3g} ({role})' for role, value in largest.items())}")
     for how, latency in (("warm", measured.warm), ("cold", measured.cold)):
+        if not latency.n:
+            print(f"{how:9} nothing was timed")
+            continue
         print(
             f"{how:9} p50 {latency.p50:.2f}  p95 {latency.p95:.2f}  p99 {latency.p99:.2f}  worst {latency.worst:.2f} ms"
             f"  ({latency.n} inferences)"
         )
+    if measured.failed is not None:
+        print(f"failed    {measured.failed}")
 
 
 def show_board(board: str, power_mode: str | None, samples: Sequence[Sample], memory: Memory) -> None:
@@ -185,25 +197,58 @@ def _limits(limits: AcceptanceConfig, args: argparse.Namespace) -> AcceptanceCon
     return dataclasses.replace(limits, **changes)
 
 
-def _measure(bundle: Bundle, config: AgentConfig, runs: int, bar: Bar) -> tuple[Measured, MemoryChoice | None]:
+def _measured(bundle: Bundle, config: AgentConfig, runs: int, bar: Bar) -> tuple[Measured, MemoryChoice | None]:
     """The measurement, and what each kind of memory took, where there was a choice.
 
-    An engine that can't be kept is not measured: the next start would compile another one.
+    An engine that can't be kept is not measured: the next start would compile another one. One that fails once it is
+    known which it is was measured, whatever was found until then: it is refused, and that is written down.
     """
-    from agent.acceptance import GoldenReplay, measure, reference_graph
-    from agent.engines import open_cache, open_engine
+    from agent.acceptance import reference_graph, unmeasured
+    from agent.engines import Unproven, fell_back, open_cache, open_engine
+    from agent.engines.trt_cache import CacheUnusable
 
-    cache = open_cache(config)
-    engine = open_engine(bundle, config.engine, cache=cache, building=bar, must_keep=True)
-    memory = None
-    if engine.kind == "trt" and config.engine.tensorrt.memory == "auto":
-        from agent.engines.trt_open import choose_memory
+    def opened() -> OpenedEngine:
+        return open_engine(bundle, config.engine, cache=cache, building=bar, must_keep=True)
 
-        engine.close()
-        memory = choose_memory(bundle, config.engine, cache)
-        engine = open_engine(bundle, config.engine, cache=cache, building=bar, must_keep=True)
+    cache, memory, failed = open_cache(config), None, None
     try:
-        replay = GoldenReplay(bundle, engine, reference_graph(bundle, engine, config.engine), config.policy)
-        return measure(replay, engine, runs=runs, heard=bar), memory
+        engine = opened()
+    except Unproven as error:
+        return unmeasured(error, reference_graph(bundle, error, config.engine), error.message), None
+    try:
+        if engine.kind == "trt" and config.engine.tensorrt.memory == "auto":
+            engine.close()
+            memory, failed = _memory(bundle, config, cache)
+            again = opened()
+            if fell_back(again):
+                return unmeasured(engine, reference_graph(bundle, engine, config.engine), failed or again.name), memory
+            engine = again
+        return _replayed(bundle, config, engine, runs, bar, failed), memory
+    except CacheUnusable:
+        raise
+    except EngineError as error:
+        failed = failed or error.message
+        return unmeasured(engine, reference_graph(bundle, engine, config.engine), failed), memory
     finally:
         engine.close()
+
+
+def _memory(bundle: Bundle, config: AgentConfig, cache: EngineCache) -> tuple[MemoryChoice | None, str | None]:
+    """What each kind of memory takes, and why an inference failed meanwhile."""
+    from agent.engines.trt_open import choose_memory
+
+    try:
+        return choose_memory(bundle, config.engine, cache), None
+    except EngineError as error:
+        return None, error.message
+
+
+def _replayed(
+    bundle: Bundle, config: AgentConfig, engine: OpenedEngine, runs: int, bar: Bar, failed: str | None
+) -> Measured:
+    """The goldens and the times; `failed` is why an inference failed before."""
+    from agent.acceptance import GoldenReplay, measure, reference_graph
+
+    replay = GoldenReplay(bundle, engine, reference_graph(bundle, engine, config.engine), config.policy)
+    measured = measure(replay, engine, runs=runs, heard=bar)
+    return measured if failed is None else dataclasses.replace(measured, failed=failed)

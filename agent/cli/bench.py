@@ -257,7 +257,10 @@ def _alone(bundle: Bundle, engine: OpenedEngine, kind: str, asked: _Asked) -> Me
     from agent.acceptance import GoldenReplay, measure, reference_graph
 
     graph = reference_graph(bundle, engine, asked.engine) if kind == "trt" else kind
-    return measure(GoldenReplay(bundle, engine, graph, asked.policy), engine, runs=ALONE)
+    measured = measure(GoldenReplay(bundle, engine, graph, asked.policy), engine, runs=ALONE)
+    if measured.failed:
+        raise EngineError(f"{engine.name}: {measured.failed}", hint="`defect-agent accept` writes down what was found")
+    return measured
 
 
 def _row(graph: str, engine: OpenedEngine, ms: np.ndarray[Any, Any], measured: Measured) -> _Row:

@@ -13,6 +13,7 @@ import numpy as np
 from agent.board import Board
 from agent.bundle import BoxDecoder, Bundle, Tensor
 from agent.config import AgentConfig, EngineConfig
+from agent.engines.device import OutOfDeviceMemory
 from agent.engines.trt_cache import CacheUnusable, EngineCache, EngineKey
 from agent.errors import AgentError, BundleError, ConfigError, EngineError
 from agent.log import log_event
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BEFORE_BUILD",
     "FALL_BACK",
+    "PLAN",
     "Engine",
     "OpenedEngine",
+    "Unproven",
     "fell_back",
     "goes_live",
     "is_tensorrt_expected",
@@ -76,9 +79,10 @@ class OpenedEngine(Engine, Protocol):
     def identity(self) -> Mapping[str, str]:
         """All that its answers and its speed depend on beside the bundle; a difference in any part is another engine.
 
-        `kind` is the runtime. ONNX Runtime: `onnxruntime` (its version), `graph`, `threads`. TensorRT: the fields of
-        `EngineKey`. `stands_in_for` is there after a fall-back. What may change without a new engine is not in it: the
-        memory that the picture lies in, a CUDA graph, the reason for a fall-back.
+        `kind` is the runtime. ONNX Runtime: `onnxruntime` (its version), `graph`, `threads`, `machine`, `board`.
+        TensorRT: the fields of `EngineKey`, and `plan`, the SHA-256 of its bytes: the same key compiled twice may
+        choose other kernels. `stands_in_for` is there after a fall-back. What may change without a new engine is not in
+        it: the memory that the picture lies in, a CUDA graph, the reason for a fall-back.
         """
         ...
 
@@ -86,11 +90,28 @@ class OpenedEngine(Engine, Protocol):
 FALL_BACK = "fell back from TensorRT"
 """Stands in the name of an engine that is not the one that `auto` would have taken."""
 
+PLAN = "plan"
+"""The part of an identity that another build of the same engine changes."""
+
 BEFORE_BUILD = "build"
 """The phase that `building` hears once, before an engine is compiled; all others are TensorRT's."""
 
 MAX_REASON = 160
 """Characters of the reason for a fall-back: it is part of every verdict."""
+
+
+class Unproven(EngineError):  # noqa: N818 - says what it is
+    """An engine that was loaded, and failed or gave no numbers when it ran once.
+
+    Attributes:
+        name: the engine's.
+        kind: its runtime.
+        identity: exactly which one, as `OpenedEngine.identity` has it.
+    """
+
+    def __init__(self, error: EngineError, engine: OpenedEngine) -> None:
+        super().__init__(error.message, hint=error.hint)
+        self.name, self.kind, self.identity = engine.name, engine.kind, dict(engine.identity)
 
 
 def open_engine(
@@ -115,13 +136,14 @@ def open_engine(
         config: what to run it on.
         cache: where compiled engines are kept; without one `trt` compiles for this process alone.
         building: told while an engine is compiled: the phase, steps done, steps in all; called once before it begins.
-        must_keep: an engine that has to be compiled and can't be kept is an error, also for `auto`, before it is
-            compiled; else it runs from memory.
+        must_keep: for who asks whether the engine is good: one that has to be compiled and can't be kept is an error,
+            before it is compiled, and so is one that fails, also for `auto`; else it runs from memory, or falls back.
 
     Raises:
         ConfigError: the bundle has no graph of the kind asked for.
         CacheUnusable: with `must_keep`.
-        EngineError: the graph can't be loaded, does not fit the manifest, or fails.
+        Unproven: the graph fails, or does not give what the manifest says.
+        EngineError: the graph can't be loaded, or does not fit the manifest.
     """
     if config.kind == "trt":
         return _open_tensorrt(bundle, config, cache, building, must_keep=must_keep)
@@ -130,7 +152,7 @@ def open_engine(
         try:
             return _open_tensorrt(bundle, config, cache, building, must_keep=must_keep)
         except (EngineError, BundleError) as error:
-            if must_keep and isinstance(error, CacheUnusable):
+            if must_keep and isinstance(error, (CacheUnusable, Unproven)):
                 raise
             fault = error
     engine = _open_onnxruntime(bundle, config)
@@ -184,7 +206,7 @@ def _open_tensorrt(
         cache=cache,
         building=building,
         must_keep=must_keep,
-        prove=lambda engine: _try(engine, bundle, is_compiled=True),
+        prove=lambda engine: _prove(engine, bundle, is_compiled=True),
     )
     return engine
 
@@ -207,11 +229,21 @@ def _open_onnxruntime(bundle: Bundle, config: EngineConfig) -> OnnxRuntimeEngine
         outputs=manifest.outputs,
     )
     try:
-        _try(engine, bundle, is_compiled=False)
+        _prove(engine, bundle, is_compiled=False)
     except BaseException:
         engine.close()
         raise
     return engine
+
+
+def _prove(engine: OpenedEngine, bundle: Bundle, *, is_compiled: bool) -> None:
+    """Raises Unproven; memory that is short says nothing about the engine."""
+    try:
+        _try(engine, bundle, is_compiled=is_compiled)
+    except OutOfDeviceMemory:
+        raise
+    except EngineError as error:
+        raise Unproven(error, engine) from error
 
 
 def _try(engine: Engine, bundle: Bundle, *, is_compiled: bool) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agent.board import Board
 from agent.bundle import InputSpec, Outputs, Tensor
 from agent.errors import EngineError
 
@@ -54,6 +56,7 @@ class OnnxRuntimeEngine:
             "onnxruntime": onnxruntime.__version__,
             "graph": label,
             "threads": str(threads),
+            **_processor(),
         }
 
     def infer(self, tensor: Tensor) -> Mapping[str, NDArray[np.float32]]:
@@ -116,6 +119,13 @@ def facts_of_graph(graph: bytes) -> GraphFacts:
         outputs=Outputs(**{role: role for role in roles}),
         metadata=dict(session.get_modelmeta().custom_metadata_map),
     )
+
+
+def _processor() -> dict[str, str]:
+    """The architecture, and the board's model, of a PC its processor's; not the kernel, which every update changes."""
+    machine = platform.machine()
+    board = Board().words().partition(f", {machine} {platform.system()} ")[0]
+    return {"machine": machine, "board": board}
 
 
 def _session(onnxruntime: Any, graph: bytes, threads: int) -> Any:

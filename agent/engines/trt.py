@@ -2,6 +2,8 @@
 
 The buffers are allocated once. One inference is: picture into page-locked memory, copy it to the GPU, run, copy back,
 wait.
+Before each one the outputs are filled with NaN, on the host and on the GPU: a run that says it is done and wrote
+nothing leaves no numbers, which is an `error`, and not the last part's answer.
 Where the GPU shares its memory with the CPU (every Jetson) both copies can be left out (`mapped`), and where the CUDA
 library can record, the steps are recorded once and launched as one CUDA graph.
 """
@@ -38,6 +40,8 @@ _OTHER_GPU = re.compile(r"incompatible device|compute capability|expecting compu
 _OTHER_VERSION = re.compile(r"version tag|library version|serialized engine version|lean runtime", re.IGNORECASE)
 _NO_MEMORY = re.compile(r"out of memory|cudaErrorMemoryAllocation|OutOfMemory", re.IGNORECASE)
 _NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "UINT8": np.uint8}
+_UNWRITTEN = 0xFF
+"""Each byte of an output before a run: in FP32 and FP16 alike it makes a NaN."""
 _SAME = 1e-2  # of the largest value: kernels may add in another order from run to run, a stale output is far off
 
 
@@ -264,7 +268,7 @@ class TensorRtEngine:
         """Record a CUDA graph, and keep it only if it gives what the plain way gives.
 
         TensorRT wants one plain run before the recording. A graph that reads an old picture, or leaves its outputs
-        unwritten, would pass every part alike: so another picture comes between, and the outputs are spoiled.
+        unwritten, would pass every part alike: so another picture comes between, and each run spoils the outputs first.
         """
         if not self._device.can_capture:
             return
@@ -273,7 +277,6 @@ class TensorRtEngine:
         dark = self._run(np.zeros_like(bright), 0)
         try:
             self._graph = self._device.capture(self._stream, self._enqueue)
-            self._spoil_outputs()
             got = self._run(bright, self._graph)
         except EngineError as error:
             self._forget_graph(f"no CUDA graph: {error.message}")
@@ -298,17 +301,14 @@ class TensorRtEngine:
             self._device.release_stream(self._stream)
         self._stream = self._device.stream()
 
-    def _spoil_outputs(self) -> None:
-        """Fill them with NaN, on the GPU too."""
-        for tensor in (self._tensors[name] for name in self._roles.values()):
-            assert tensor.buffer is not None
-            tensor.buffer.array[:] = 0xFF
-            if not tensor.is_mapped:
-                self._device.copy_in(tensor.address, tensor.buffer, self._stream)
-        self._device.synchronize(self._stream)
+    def _outputs(self) -> list[_Tensor]:
+        return [self._tensors[name] for name in dict.fromkeys(self._roles.values())]
 
     def _run(self, tensor: Tensor, graph: int) -> dict[str, NDArray[np.float32]]:
         np.copyto(self._tensors[self._input].values, tensor)
+        for output in self._outputs():
+            assert output.buffer is not None
+            output.buffer.array.fill(_UNWRITTEN)
         with self._device.current():
             if graph:
                 self._device.launch(graph, self._stream)
@@ -318,16 +318,19 @@ class TensorRtEngine:
         return {role: self._tensors[name].values.astype(np.float32) for role, name in self._roles.items()}
 
     def _enqueue(self) -> None:
-        """Give the stream one inference: copy, run, copy back."""
-        device, stream = self._device, self._stream
-        image = self._tensors[self._input]
-        if image.buffer is not None and not image.is_mapped:
-            device.copy_in(image.address, image.buffer, stream)
+        """Give the stream one inference: copy the picture and the unwritten outputs, run, copy back.
+
+        The GPU's outputs are spoiled too: else what a run has left unwritten there would be copied back as its result.
+        """
+        device, stream, outputs = self._device, self._stream, self._outputs()
+        for tensor in (self._tensors[self._input], *outputs):
+            if tensor.buffer is not None and not tensor.is_mapped:
+                device.copy_in(tensor.address, tensor.buffer, stream)
         with self._foreign("inference failed"):
             is_running = self._context.execute_async_v3(stream)
         if not is_running:
             raise EngineError(f"{self.name}: inference failed ({self._said()})")
-        for tensor in (self._tensors[name] for name in self._roles.values()):
+        for tensor in outputs:
             if tensor.buffer is not None and not tensor.is_mapped:
                 device.copy_out(tensor.buffer, tensor.address, stream)
 

@@ -6,6 +6,7 @@ files are
 ```text
 4f1c22a90b6e7d15.json            the key, the plan's name and SHA-256, and facts; renaming it into place is the commit
 4f1c22a90b6e7d15-9ab1….plan      the plan, named by its own hash
+4f1c22a90b6e7d15.memory          `copied` or `mapped`, as accept has measured it; it outlives the plan
 timing-77aa01c2.cache            TensorRT's timing cache of one TensorRT on one device; hash first, then the data
 good                             the key of the last engine that ran
 lock                             held while something is written
@@ -39,6 +40,7 @@ __all__ = ["CacheUnusable", "EngineCache", "EngineKey", "user_cache_dir"]
 SCHEMA = 1
 _PLAN = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.plan")
 _DIGEST_BYTES = 32
+_MEMORIES = frozenset({"copied", "mapped"})
 _KEPT = "the engines that were there before are untouched"
 
 log = logging.getLogger("agent.engines")
@@ -193,6 +195,26 @@ class EngineCache:
             if entry is not None:
                 self._put(self._sidecar(key), _json({**entry, "facts": {**entry["facts"], **facts}}))
 
+    def memory(self, key: EngineKey) -> str | None:
+        """Where pictures had better lie: `copied` or `mapped`, as `accept` has measured; None when nobody has.
+
+        It belongs to the key, not to the plan: one that is compiled anew for the same key is run in the same way.
+        """
+        try:
+            found = self._memory(key).read_text(encoding="ascii", errors="replace").strip()
+        except OSError:
+            return None
+        return found if found in _MEMORIES else None
+
+    def note_memory(self, key: EngineKey, memory: str) -> None:
+        """Keep what `accept` has measured.
+
+        Raises:
+            CacheUnusable: it can't be written.
+        """
+        with self._writing(0):
+            self._put(self._memory(key), f"{memory}\n".encode())
+
     def mark_good(self, key: EngineKey) -> None:
         """This engine was loaded and has run: it outlives the quota until another one has. Never raises."""
         with contextlib.suppress(EngineError):
@@ -242,6 +264,9 @@ class EngineCache:
 
     def _sidecar(self, key: EngineKey) -> Path:
         return self.folder / f"{key.digest()}.json"
+
+    def _memory(self, key: EngineKey) -> Path:
+        return self.folder / f"{key.digest()}.memory"
 
     def _timing(self, key: EngineKey) -> Path:
         """One per TensorRT, compute capability and device: it holds for no other."""
@@ -350,9 +375,13 @@ def user_cache_dir() -> Path:
 
 
 def _read_entry(path: Path) -> dict[str, Any] | None:
-    """A sidecar, or None when it is absent or not as we write it: its plan is then compiled anew."""
+    """A sidecar, or None when it is absent or not as we write it: its plan is then compiled anew.
+
+    What we could not write again (NaN, a number beyond all, a half of a surrogate pair) is nothing that we wrote.
+    """
     try:
         raw = json.loads(path.read_bytes())
+        _json(raw)
     except (OSError, ValueError, RecursionError):
         return None
     wanted = {"schema": int, "plan": str, "sha256": str, "bytes": int, "key": dict, "facts": dict}
@@ -362,7 +391,7 @@ def _read_entry(path: Path) -> dict[str, Any] | None:
     return dict(raw)
 
 
-def _json(entry: Mapping[str, Any]) -> bytes:
+def _json(entry: Any) -> bytes:
     return (json.dumps(entry, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from agent.board import Board
-from agent.engines import BEFORE_BUILD
+from agent.engines import BEFORE_BUILD, PLAN
 from agent.engines.device import Device, OutOfDeviceMemory, open_device
 from agent.engines.trt import PlanRefused, TensorRtEngine
 from agent.engines.trt_api import TensorRt, load_tensorrt
@@ -314,10 +314,8 @@ def _unproven(cache: EngineCache, found: Prepared, error: EngineError) -> None:
     if found.built is None and before is None:
         raise _CompileAnew from error
     if before not in (None, NOT_RUN):
-        raise EngineError(
-            f"{error.message}; compiling it anew did not help before",
-            hint=f"defect-agent build-engine --config FILE --rebuild; {error.hint or 'or take the bundle before'}",
-        ) from error
+        error.message += "; compiling it anew did not help before"
+        error.hint = f"defect-agent build-engine --config FILE --rebuild; {error.hint or 'or take the bundle before'}"
 
 
 def _note(cache: EngineCache, key: EngineKey, failed: str | None) -> None:
@@ -373,10 +371,10 @@ def choose_memory(bundle: Bundle, config: EngineConfig, cache: EngineCache) -> M
             engine.close()
     choice = MemoryChoice(median_ms=taken, is_noted=True)
     try:
-        cache.note(key, memory=choice.fastest)
+        cache.note_memory(key, choice.fastest)
     except CacheUnusable as error:
         log_event(log, "memory_not_noted", logging.WARNING, reason=error.message, hint=error.hint)
-        return dataclasses.replace(choice, is_noted=cache.facts(key).get("memory", "copied") == choice.fastest)
+        return dataclasses.replace(choice, is_noted=(cache.memory(key) or "copied") == choice.fastest)
     return choice
 
 
@@ -394,7 +392,7 @@ def _medians_ms(engines: Mapping[str, TensorRtEngine], bundle: Bundle) -> dict[s
 
 
 def identity_here(bundle: Bundle, config: EngineConfig) -> dict[str, str]:
-    """The identity that the bundle's engine would have on this machine's GPU; nothing is compiled.
+    """The identity that the bundle's engine would have on this machine's GPU, but for its plan; nothing is compiled.
 
     Raises:
         EngineError: there is no TensorRT or no GPU.
@@ -418,9 +416,9 @@ def _load(
     mapped: bool | None,
 ) -> TensorRtEngine:
     if mapped is None:
-        noted = {} if cache is None else cache.facts(found.key)
+        noted = None if cache is None else cache.memory(found.key)
         memory = config.tensorrt.memory
-        mapped = memory == "mapped" or (memory == "auto" and noted.get("memory") == "mapped")
+        mapped = memory == "mapped" or (memory == "auto" and noted == "mapped")
     engine = TensorRtEngine(
         found.plan,
         api=api,
@@ -431,7 +429,7 @@ def _load(
         mapped=mapped,
         dla_core=config.tensorrt.dla_core,
     )
-    engine.identity = found.key.identity()
+    engine.identity = {**found.key.identity(), PLAN: hashlib.sha256(found.plan).hexdigest()}
     return engine
 
 

@@ -241,6 +241,13 @@ def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
         _set("identity", {"kind": "trt"}),
         _set("engine", "\ud800"),
         _set("schema", 1),
+        _set("fell_back", True),
+        _set("fell_back", None),
+        _set("goldens.changed", 12),
+        _set("goldens.changed", False),
+        _set("latency_ms.warm.p99", math.nan),
+        lambda document: _set("changed", None)(document["goldens"]["answers"][0]),
+        lambda document: _set("verdict", "defect stain")(document["goldens"]["answers"][0]),
     ],
 )
 def test_an_acceptance_that_can_not_be_meant_is_damaged(
@@ -258,6 +265,75 @@ def test_an_acceptance_that_can_not_be_meant_is_damaged(
     configure(station, acceptance={"required": True})
     ran = run_command("agent.cli.check", "--config", station, "--json", "--no-broker")
     assert next(finding for finding in ran.json if finding["subject"] == "accept")["level"] == "fail"
+
+
+def _keep(n: int) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        document["goldens"].update(answers=document["goldens"]["answers"][:n], n=n)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "limits", "words"),
+    [
+        (_keep(1), {}, "1 of its 12 golden pictures were replayed"),
+        (_set("graph", "none"), {}, "golden pictures were replayed"),
+        (_set("latency_ms.warm.p99", 9.5), {"max_p99_ms": 8}, "p99 was 9.50 ms, allowed are 8 ms"),
+        (lambda _: None, {"max_changed_bound": 0.1}, "up to 22.1% of the verdicts may change, allowed are 10.0%"),
+    ],
+    ids=["one golden", "no graph", "slow", "bound"],
+)
+def test_an_acceptance_that_falls_short_of_the_configuration_is_none_where_one_is_required(
+    station: Path, change: Callable[[dict[str, Any]], None], limits: dict[str, Any], words: str
+) -> None:
+    """All goldens, and the station's limits as they are now."""
+    assert accept(station).code == 0
+    path = state(station, ACCEPTED)
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    configure(station, acceptance={"required": True, **limits})
+    ran = run_command("agent.cli.check", "--config", station, "--json", "--no-broker")
+    with AgentProcess(station) as agent:
+        code = agent.wait()
+
+    found = next(finding for finding in ran.json if finding["subject"] == "accept")
+    assert (found["level"], words in found["text"]) == ("fail", True), found
+    assert (code, words in agent.log()) == (2, True)
+
+
+def test_limits_of_the_command_line_do_not_count_where_an_acceptance_is_required(station: Path) -> None:
+    """The plant set them in the configuration; accept says so at once, and there they can be changed."""
+    confuse(station)
+    configure(station, acceptance={"required": True})
+    ran = accept(station, "--max-changed", 8)
+    with AgentProcess(station) as agent:
+        code = agent.wait()
+
+    assert ran.code == 0
+    assert "does not start with it: 8 of 12 golden verdicts changed" in ran.err
+    assert (code, "8 golden verdicts changed, allowed are 0" in agent.log()) == (2, True)
+    configure(station, acceptance={"required": True, "max_changed": 8})
+    with AgentProcess(station) as agent:
+        assert agent.wait() == 0, agent.log()
+
+
+def test_a_state_directory_that_was_copied_to_another_board_is_not_accepted_there(station: Path) -> None:
+    """The same software on another processor has other times, and may have other answers."""
+    assert accept(station).code == 0
+    path = state(station, ACCEPTED)
+    document = json.loads(path.read_text())
+    assert {"machine", "board"} <= document["identity"].keys()
+    document["identity"].update(machine="riscv64", board="VisionFive 2")
+    path.write_text(json.dumps(document))
+    configure(station, acceptance={"required": True})
+    with AgentProcess(station) as agent:
+        code = agent.wait()
+
+    assert code == 2
+    assert "was riscv64; board is " in agent.log()
+    assert "was VisionFive 2" in agent.log()
 
 
 def test_run_with_a_damaged_acceptance_runs_and_logs_it_but_not_where_one_is_required(station: Path) -> None:

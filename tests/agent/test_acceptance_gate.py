@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -98,6 +99,134 @@ def stays_out(config: Path) -> str:
     assert "Traceback" not in ran.err
     assert "defect-agent accept" in ran.err
     return ran.err
+
+
+class DyingGpu:
+    """A GPU whose launches fail from one on, to another; counted from when it is told to."""
+
+    def __init__(self) -> None:
+        self.first, self.last, self.n = math.inf, math.inf, 0
+
+    def __call__(self) -> None:
+        self.n += 1
+        if self.first <= self.n <= self.last:
+            raise RuntimeError("CUDA error 719: unspecified launch failure")
+
+    def die(self, first: int, last: float = math.inf) -> None:
+        self.first, self.last, self.n = first, last, 0
+
+
+FAILS = {"proof": 1, "memory": 50, "second proof": 102, "golden": 105, "cold": 117, "warm-up": 122, "warm": 130}
+"""The launch of `accept` at which it happens: 1, twice 50 to compare the memory, 1, 12 goldens, 5, 5, and 20."""
+
+
+@pytest.mark.parametrize(
+    ("when", "lasts", "kind"),
+    [
+        ("proof", True, "trt"),
+        ("proof", True, "auto"),
+        ("memory", False, "trt"),
+        ("memory", True, "trt"),
+        ("second proof", True, "trt"),
+        ("second proof", True, "auto"),
+        ("golden", False, "trt"),
+        ("cold", False, "trt"),
+        ("warm-up", False, "trt"),
+        ("warm", False, "auto"),
+    ],
+)
+def test_an_inference_that_fails_while_accept_looks_is_a_refusal(good: Path, when: str, lasts: bool, kind: str) -> None:
+    """Whenever it does, and were it once: exit 1, written down with the reason, and the earlier acceptance is gone."""
+    gpu = DyingGpu()
+    configure(good, engine={"kind": kind}, acceptance={"required": True})
+    with machine(on_execute=gpu):
+        assert accept(good).code == 0
+        gpu.die(FAILS[when], math.inf if lasts else FAILS[when])
+        ran = accept(good, "--max-changed", 12)
+        gpu.die(10**9)
+        out = stays_out(good)
+        again = accept(good)
+        assert agent("run", good).code == 0
+
+    assert ran.code == 1, ran.err
+    assert ran.json["accepted"] is False
+    assert any("unspecified launch failure" in problem for problem in ran.json["problems"]), ran.json["problems"]
+    assert len(ran.json["goldens"]["answers"]) == (0 if lasts else 12)
+    assert "unspecified launch failure" in out or "was not accepted" in out
+    assert again.code == 0
+
+
+def test_what_was_found_before_an_inference_failed_is_written_down(bad: Path) -> None:
+    """Goldens that were wrong already, and the times until then; for people, in lines."""
+    gpu = DyingGpu()
+    with machine(on_execute=gpu):
+        assert accept(bad, "--max-changed", 12).code == 0
+        gpu.die(FAILS["warm"])
+        ran = run_command("agent.cli.accept", "--config", bad, "--runs", 20)
+        left = sorted(path.name.split(".")[1] for path in (bad.parent / "state").glob("acceptance*"))
+        (path,) = refused(bad)
+        written = json.loads(path.read_text())
+        gpu.die(10**9)
+        stays_out(bad)
+
+    assert ran.code == 1
+    assert left == ["refused"]
+    assert "REFUSED   8 of 12 golden verdicts changed" in ran.out
+    assert "REFUSED   an inference failed: " in ran.out
+    assert (written["goldens"]["changed"], written["latency_ms"]["cold"]["n"]) == (8, 5)
+    assert written["latency_ms"]["warm"]["n"] == FAILS["warm"] - 125
+    assert "unspecified launch failure" in written["failed"]
+
+
+def rebuild(config: Path) -> None:
+    assert agent("build_engine", config, "--rebuild").code == 0
+
+
+def truncate(config: Path) -> None:
+    (plan,) = (config.parent / "state" / "engines").glob("*.plan")
+    plan.write_bytes(plan.read_bytes()[:-100])
+
+
+def remove(config: Path) -> None:
+    for file in (config.parent / "state" / "engines").glob("*.json"):
+        file.unlink()
+
+
+ANEW = {"rebuilt": rebuild, "truncated": truncate, "removed": remove}
+
+
+@pytest.mark.parametrize("how", ANEW)
+def test_an_engine_that_was_compiled_anew_is_not_accepted_where_that_is_required(good: Path, how: str) -> None:
+    """The same key, another plan: TensorRT may have chosen other kernels, and nobody has looked."""
+    configure(good, acceptance={"required": True})
+    with machine():
+        assert accept(good).code == 0
+        assert told(good)["level"] == "ok"
+        ANEW[how](good)
+        out = stays_out(good)
+        assert "compiled anew since it was accepted" in agent("run", good).err
+        assert accept(good).code == 0
+        assert agent("run", good).code == 0
+
+    assert "compiled anew" in out
+    assert "acceptance.required" in out
+
+
+@pytest.mark.parametrize("how", ANEW)
+def test_an_engine_that_was_compiled_anew_runs_where_none_is_required_and_is_told(good: Path, how: str) -> None:
+    """As an event; `check` warns."""
+    with machine():
+        assert accept(good).code == 0
+        ANEW[how](good)
+        warned = told(good)
+        ran = agent("run", good)
+
+    assert (warned["level"], "compiled anew" in warned["text"]) == ("warn", True), warned
+    assert ran.code == 0, ran.err
+    lines = [json.loads(line) for line in ran.err.splitlines() if "engine_not_accepted" in line]
+    assert [line["differs"] for line in lines] == [
+        "it was compiled anew since it was accepted, which may choose other kernels"
+    ]
 
 
 def test_a_refused_engine_does_not_take_the_place_of_the_last_good_one(good: Path) -> None:
@@ -310,6 +439,9 @@ def test_differences_are_told_in_words() -> None:
 
     assert differences(then, now) == ("graph is bbbbbbbbbbbb, was aaaaaaaaaaaa", "level is 5, was 3")
     assert differences(then, then) == ()
+    options = {"precision": "int8", "options": "precision=int8,level=3", "plan": "c" * 64}
+    others = {"precision": "fp32", "options": "precision=fp32,level=3", "plan": "d" * 64}
+    assert differences({**then, **options}, {**then, **others}) == ("precision is fp32, was int8",)
     assert differences(then, {"kind": "onnxruntime"}) == ("runtime is onnxruntime, was trt",)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from agent.acceptance.file import Acceptance
 from agent.acceptance.replay import GoldenReplay
-from agent.acceptance.watch import BUSY_S, FAILING, RECHECK_S, SPACING_S, START_S, EngineWatch
+from agent.acceptance.watch import BUSY_S, FAILING, LOST, RECHECK_S, SPACING_S, START_S, WINDOW, EngineWatch
 from agent.bundle import Bundle, Tensor
 from agent.config import AcceptanceConfig, EngineConfig, PolicyConfig
 from agent.engines import FALL_BACK, Engine, open_engine
@@ -77,8 +77,11 @@ class Line:
             bundle_digest=bundle.digest,
             engine=self.engine.name,
             kind=self.engine.kind,
+            graph="cpu",
             identity={"kind": self.engine.kind},
             p50_ms=MS,
+            p99_ms=MS,
+            changed=0,
             verdicts=verdicts,
             problems=(),
             time="2026-11-30T12:00:00.000Z",
@@ -362,7 +365,70 @@ def test_goldens_that_pass_while_parts_go_on_failing_end_nothing(accepted: Line)
     assert len(accepted.told) == 1
     accepted.part()  # one that is judged: the goldens are tried at once
     accepted.idle(GOLDENS)
+    assert accepted.watch.fault is not None  # and of the last parts most are without an answer
+    for _ in range(WINDOW - LOST):
+        accepted.part()
     assert accepted.told[1:] == [None]
+
+
+@pytest.mark.parametrize("form", ["ei", "eei", "eiiiiiiii"], ids=["every second", "two of three", "every ninth"])
+def test_an_engine_that_fails_now_and_then_is_told_by_its_share(accepted: Line, form: str) -> None:
+    """Never three parts in a row: still a GPU that loses parts, and somebody has to look."""
+    seen = 0
+    while not accepted.told and seen < WINDOW:
+        accepted.part("infer" if form[seen % len(form)] == "e" else None)
+        seen += 1
+
+    assert accepted.told == [f"the engine fails: {LOST} of the last {seen} parts got no answer (launch failure)"]
+    assert accepted.fails == [True]
+
+
+def test_a_few_lost_parts_of_many_are_not_the_engines_fault(accepted: Line) -> None:
+    """Four of fifty, again and again; and parts that it was not asked about are none of the fifty."""
+    for _ in range(6):
+        for _ in range(LOST - 1):
+            accepted.part("infer")
+            accepted.part()
+        for _ in range(WINDOW - 2 * (LOST - 1)):
+            accepted.part()
+            accepted.part("capture")
+
+    assert accepted.told == []
+
+
+def test_an_engine_that_failed_now_and_then_is_back_when_goldens_and_parts_say_so(accepted: Line) -> None:
+    """Neither alone: the goldens pass at once, and the share takes its parts."""
+    for _ in range(LOST):
+        accepted.part("infer")
+        accepted.part()
+    accepted.idle(2 * GOLDENS)
+    after_goldens = list(accepted.told)
+    for _ in range(WINDOW - 2 * LOST):
+        accepted.part()
+    before = list(accepted.told)
+    for _ in range(2):
+        accepted.part()
+
+    assert len(after_goldens) == len(before) == 1
+    assert accepted.told[1:] == [None]
+
+
+def test_a_share_that_is_small_again_ends_nothing_before_every_golden_got_its_answer(accepted: Line) -> None:
+    """Parts alone do not say it."""
+    for _ in range(LOST):
+        accepted.part("infer")
+        accepted.part()
+    accepted.engine.fails = True
+    for _ in range(2 * WINDOW):
+        accepted.part()
+    meanwhile = [fault is None for fault in accepted.told]
+    accepted.engine.fails = False
+    for _ in range(2):  # the pass that was under way, and a whole one
+        accepted.clock.now_s += RECHECK_S
+        accepted.idle(GOLDENS)
+
+    assert not any(meanwhile)
+    assert accepted.watch.fault is None
 
 
 def test_without_goldens_some_parts_that_are_judged_say_that_it_is_back(tmp_path: Path) -> None:

@@ -154,6 +154,51 @@ def test_a_damaged_sidecar_is_no_engine(tmp_path: Path, text: str) -> None:
     assert len(files(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("fact", ["NaN", "Infinity", "1e999", '"\\ud800"', "[" * 3000 + "]" * 3000])
+def test_facts_that_we_could_not_have_written_are_no_engine(tmp_path: Path, fact: str) -> None:
+    """Nothing can be noted beside them: compiled anew, no traceback."""
+    engines = cache(tmp_path)
+    engines.keep(KEY, b"plan", {"typing": "weak"})
+    sidecar = engines.folder / f"{KEY.digest()}.json"
+    text = sidecar.read_text()
+    assert '"weak"' in text
+    sidecar.write_text(text.replace('"weak"', fact))
+
+    assert engines.find(KEY) is None
+    engines.note(KEY, failed=None)
+    engines.mark_good(KEY)
+    engines.keep(KEY, b"new", {})
+    assert engines.find(KEY) == b"new"
+
+
+@pytest.mark.parametrize("end", ["rebuilt", "dropped", "damaged"])
+def test_the_choice_of_the_memory_outlives_the_plan(tmp_path: Path, end: str) -> None:
+    """It was measured for the key: another plan of the same runs in the same way."""
+    engines = cache(tmp_path)
+    path = engines.keep(KEY, b"plan", {})
+    assert engines.memory(KEY) is None
+    engines.note_memory(KEY, "mapped")
+    if end == "dropped":
+        engines.drop(KEY, "for the test")
+    elif end == "damaged":
+        path.write_bytes(b"")
+        assert engines.find(KEY) is None
+    engines.keep(KEY, b"new", {})
+
+    assert engines.memory(KEY) == "mapped"
+    assert engines.memory(other(1)) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"fast", b"\xff\x00", b"mapped\ncopied"])
+def test_a_damaged_choice_of_the_memory_is_none(tmp_path: Path, data: bytes) -> None:
+    """Then pictures are copied, which always works."""
+    engines = cache(tmp_path)
+    engines.note_memory(KEY, "copied")
+    (engines.folder / f"{KEY.digest()}.memory").write_bytes(data)
+
+    assert engines.memory(KEY) is None
+
+
 @pytest.mark.parametrize("name", ["x\0y", "../x", "", ".", "x" * 300, "caf\u00e9.plan", "a.plan\n"])
 def test_a_sidecar_that_names_no_plan_of_ours_is_no_engine(tmp_path: Path, name: str) -> None:
     """Whatever a broken disk makes of the name: compiled anew, no traceback."""

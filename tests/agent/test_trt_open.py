@@ -434,16 +434,16 @@ def test_accepts_choice_of_the_memory_is_taken_at_the_next_start(bench: Bench, i
     with bench.gpu(gpu={"is_integrated": is_integrated}):
         bench.open_once()
         taken = choose_memory(bench.bundle, TRT, bench.cache)
-        facts = bench.cache.facts(_key(bench))
+        noted = bench.cache.memory(_key(bench))
         name = bench.open_once()
 
-    assert ("mapped memory" in name) == (facts.get("memory") == "mapped")
+    assert ("mapped memory" in name) == (noted == "mapped")
     if not is_integrated:
-        assert (taken, facts.get("memory")) == (None, None)
+        assert (taken, noted) == (None, None)
         return
     assert taken is not None
     assert sorted(taken.median_ms) == ["copied", "mapped"]
-    assert facts["memory"] == taken.fastest
+    assert noted == taken.fastest
     assert taken.is_noted
 
 
@@ -454,7 +454,7 @@ def test_the_memory_is_the_configurations_else_what_accept_noted(bench: Bench, m
     config = EngineConfig(kind="trt", tensorrt=TensorRtConfig(memory=memory))
     with bench.gpu(gpu={"is_integrated": True}):
         bench.open_once()
-        bench.cache.note(_key(bench), memory=noted)
+        bench.cache.note_memory(_key(bench), noted)
         name = bench.open_once(config)
 
     assert ("mapped memory" in name) == ((noted if memory == "auto" else memory) == "mapped")

@@ -382,6 +382,37 @@ def test_a_run_that_tensorrt_refuses_is_a_fault_and_not_the_part_befores_result(
     engine.close()
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_run_that_writes_nothing_leaves_no_numbers_and_not_the_part_befores_result(
+    world: World, any_gpu: Machine, monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    """TensorRT says that all is well: the part's verdict must be an error, and not what the last one got."""
+    engine = opened(any_gpu, mapped=mapped)
+    assert_same(engine)
+    if "CUDA graph" not in engine.name:
+        with monkeypatch.context() as patch:
+            patch.setattr(ContextPart, "execute_async_v3", lambda _part, _stream: True)
+            got = engine.infer(picture(7))
+        assert all(np.isnan(got[role]).all() for role in ROLES)
+
+    assert_same(engine)
+    engine.close()
+
+
+def test_an_output_in_fp16_that_is_not_written_is_no_number_either(
+    world: World, gpu: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes make a NaN of either kind."""
+    graphs = Graphs(qdq=None, qdq16=None, fp32=with_half_logits(classifier()), calibration=None)
+    plan = build_plan(load_tensorrt(), graphs, BuildOptions(precision="fp16")).plan
+    engine = opened(gpu, plan, outputs=Outputs(logits="logits"))
+    engine.infer(picture(3))
+    monkeypatch.setattr(ContextPart, "execute_async_v3", lambda _part, _stream: True)
+
+    assert np.isnan(engine.infer(picture(4))["logits"]).all()
+    engine.close()
+
+
 def test_outputs_in_fp16_come_back_as_float32(world: World, gpu: Machine) -> None:
     """A graph from elsewhere may end in it."""
     graphs = Graphs(qdq=None, qdq16=None, fp32=with_half_logits(classifier()), calibration=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,12 +46,34 @@ def _enqueue_work(made: Machine, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     kept: list[Any] = []
 
     def execute_async_v3(part: ContextPart, stream_handle: int) -> bool:
-        kept.append(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _data: run(part, stream_handle) and None))
+        kept.append(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _data: _work(run, part, stream_handle)))
         code = library.cuLaunchHostFunc(ctypes.c_void_p(stream_handle), kept[-1], None)
         return int(code) == 0
 
     monkeypatch.setattr(ContextPart, "execute_async_v3", execute_async_v3)
     return kept
+
+
+def _work(run: Callable[[ContextPart, int], bool], part: ContextPart, stream_handle: int) -> None:
+    """What the GPU does when it gets there."""
+    run(part, stream_handle)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_launch_that_writes_nothing_leaves_no_numbers(
+    world: World, enqueued: Machine, monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    """The outputs are spoiled before each launch, too: the last part's result does not stand in them."""
+    engine = opened(enqueued, mapped=mapped)
+    assert engine.name.endswith(", CUDA graph")
+    assert_same(engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{__name__}._work", lambda *_: None)
+        got = engine.infer(picture(7))
+
+    assert all(np.isnan(values).all() for values in got.values())
+    assert_same(engine)
+    engine.close()
 
 
 def test_a_cuda_graph_is_recorded_once_and_launched_for_each_picture(world: World, enqueued: Machine) -> None:
