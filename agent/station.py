@@ -235,7 +235,12 @@ class Station:
 
 
 class _Doorbell:
-    """Hears of a trigger when it comes, before the line does: its deadline counts, and it is written ahead."""
+    """Hears of a trigger when it comes, before the line does: its deadline counts, and it is written ahead.
+
+    Nothing here waits for the disk, as the trigger's thread serves the PLC too, and its queue is locked meanwhile: so
+    the line can't have taken, let alone recorded, the part before it is written ahead. Where too many triggers wait for
+    the disk, the line writes this one when it takes it.
+    """
 
     def __init__(self, journal: Journal, fast: FastPath) -> None:
         self._journal = journal
@@ -255,7 +260,7 @@ class _Doorbell:
     def _write_ahead(self, part: Part) -> None:
         """A journal that has failed stops the line by itself; the trigger's thread goes on."""
         with contextlib.suppress(JournalError):
-            self._journal.trigger(part)
+            self._journal.trigger_if_room(part)
 
 
 def _bug(part: Part, stage: Stage, error: Exception) -> Fault:

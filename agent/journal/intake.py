@@ -186,17 +186,23 @@ class Intake:
             pictures = _picture_bytes(item)
             if isinstance(item, BOUNDED):
                 self._changed.wait_for(lambda: self._refused() or self._has_room(item, pictures))
-            if self._error is not None:
-                raise _again(self._error)
-            if self._closing:
-                raise JournalError("the journal is closed", hint="this is our bug: nothing may be recorded any more")
-            self._items.append(item)
-            self._waiting[type(item)] += 1
-            self._picture_bytes += pictures
-            self._queued_acks += isinstance(item, Acknowledged)
-            self._queued_at_once += _is_at_once(item)
-            self._changed.notify_all()
-            self._hurry_if_wanted()
+            self._append(item, pictures)
+
+    def put_if_room(self, item: Item) -> bool:
+        """Queue an item unless too many of its kind wait for the disk; never blocks.
+
+        Returns:
+            Whether it was queued.
+
+        Raises:
+            JournalError: the writer has failed, or the journal is closed.
+        """
+        with self._changed:
+            pictures = _picture_bytes(item)
+            if isinstance(item, BOUNDED) and not self._refused() and not self._has_room(item, pictures):
+                return False
+            self._append(item, pictures)
+            return True
 
     def take(self, timeout_s: float) -> list[Item] | None:
         """What waits, up to one transaction's worth, in order.
@@ -250,6 +256,20 @@ class Intake:
         """Items that wait."""
         with self._changed:
             return sum(self._waiting.values())
+
+    def _append(self, item: Item, pictures: int) -> None:
+        """The lock is held, and there is room."""
+        if self._error is not None:
+            raise _again(self._error)
+        if self._closing:
+            raise JournalError("the journal is closed", hint="this is our bug: nothing may be recorded any more")
+        self._items.append(item)
+        self._waiting[type(item)] += 1
+        self._picture_bytes += pictures
+        self._queued_acks += isinstance(item, Acknowledged)
+        self._queued_at_once += _is_at_once(item)
+        self._changed.notify_all()
+        self._hurry_if_wanted()
 
     def _refused(self) -> bool:
         return self._closing or self._error is not None

@@ -46,6 +46,10 @@ class _Pending:
             self._parts[part.sequence] = part
             return is_new
 
+    def discard(self, part: Part) -> None:
+        with self._lock:
+            self._parts.pop(part.sequence, None)
+
     def remove(self, keys: Sequence[Key]) -> None:
         with self._lock:
             for _, sequence in keys:
@@ -157,6 +161,23 @@ class Journal:
         """
         if self._parts.pending.add(part):
             self._parts.intake.put(Triggered(part))
+
+    def trigger_if_room(self, part: Part) -> bool:
+        """`trigger`, for one who must not wait for the disk: nothing is done while too many triggers wait for it.
+
+        Not while another thread may call `trigger` or `record` for the same part.
+
+        Returns:
+            Whether it is queued, now or before; if not, `trigger` has still to be called.
+
+        Raises:
+            JournalError: the journal can't be written, or is closed.
+        """
+        pending = self._parts.pending
+        if not pending.add(part) or self._parts.intake.put_if_room(Triggered(part)):
+            return True
+        pending.discard(part)
+        return False
 
     def record(self, verdict: Verdict, *, at_once: bool = False) -> Receipt:
         """Queue a verdict; waits only while `max_pending` others wait for the disk.

@@ -24,6 +24,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from agent.config import TcpOutputConfig
+from agent.errors import ConfigError
 from agent.frame import Part, Stamp
 from agent.triggers.ids import cleaned_id
 from agent.triggers.lines import LineServer, Peer
@@ -40,6 +41,8 @@ MAX_AWAITED = 1_000
 
 GRAMMAR = 1
 
+SAME = "give trigger.host and outputs.tcp.host the same address: they share the port then"
+
 
 def open_tcp_output(config: TcpOutputConfig, trigger: Trigger) -> TcpOutput:
     """Open the output, on the trigger's server where that has the same address.
@@ -50,7 +53,13 @@ def open_tcp_output(config: TcpOutputConfig, trigger: Trigger) -> TcpOutput:
     if isinstance(trigger, TcpTrigger) and trigger.is_on(config.host, config.port):
         trigger.server.hold()
         return TcpOutput(config, trigger.server)
-    return TcpOutput(config, LineServer("outputs.tcp", config.host, config.port))
+    try:
+        return TcpOutput(config, LineServer("outputs.tcp", config.host, config.port))
+    except ConfigError as error:
+        if isinstance(trigger, TcpTrigger) and trigger.is_in_the_way(config.port, error):
+            problem = f"is in use by our own trigger (trigger.host: {trigger.host})"
+            raise ConfigError(f"outputs.tcp: {config.host} port {config.port} {problem}", hint=SAME) from error
+        raise
 
 
 class TcpOutput:
@@ -67,9 +76,9 @@ class TcpOutput:
         self._lock = threading.Lock()
         self._awaited: OrderedDict[int, tuple[Part, int]] = OrderedDict()
         self._unacked: str | None = None
-        self._ready, self._fault = "READY 0", "FAULT 0"
         self._is_closed = False
-        server.greeting = self._greeting
+        for line in (f"HELLO defect-agent {GRAMMAR}", "READY 0", "FAULT 0"):
+            server.greet(line)
         server.hear("ACK", self._acked)
 
     @property
@@ -81,8 +90,7 @@ class TcpOutput:
 
     def ready(self, *, is_ready: bool) -> None:
         """Say READY."""
-        self._ready = f"READY {is_ready:d}"
-        self.server.tell(self._ready)
+        self.server.greet(f"READY {is_ready:d}")
 
     def expect(self, part: Part) -> None:
         """Say PART."""
@@ -101,12 +109,11 @@ class TcpOutput:
             with self._lock:
                 self._look()
                 self._awaited[part.sequence] = part, time.monotonic_ns() + self._ack_ns
-        self.server.tell(f"RESULT {part.sequence} {_word(part.id)} {decision} {code} {reason}")
+        self.server.tell(f"RESULT {part.sequence} {_word(part.id)} {decision} {code} {reason}", answers=part.sequence)
 
     def fault(self, reason: str | None) -> None:
         """Say FAULT."""
-        self._fault = "FAULT 0" if reason is None else f"FAULT 1 {reason}"
-        self.server.tell(self._fault)
+        self.server.greet("FAULT 0" if reason is None else f"FAULT 1 {reason}")
 
     def close(self) -> None:
         """Say that no trigger will be taken, and close the connections."""
@@ -114,9 +121,6 @@ class TcpOutput:
             self._is_closed = True
             self.ready(is_ready=False)
             self.server.close()
-
-    def _greeting(self) -> list[str]:
-        return [f"HELLO defect-agent {GRAMMAR}", self._ready, self._fault]
 
     def _acked(self, peer: Peer, rest: str, at: Stamp) -> bool:
         if not (rest.isascii() and rest.isdecimal() and len(rest) < 20):

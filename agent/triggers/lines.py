@@ -11,13 +11,13 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from agent.errors import ConfigError
 from agent.frame import Stamp
 from agent.log import log_event
 
-__all__ = ["LineServer", "Peer"]
+__all__ = ["LineServer", "Peer", "is_printable"]
 
 LINE_BYTES = 512
 """Longest line that is taken."""
@@ -39,11 +39,22 @@ FRAME = " \x02\x03"
 SEPARATORS = dict.fromkeys(range(0x1C, 0x20))
 """What may stand in a code: GS1 codes have GS between their fields."""
 
+READ_BYTES = 4_096
+"""What is read of one peer before the next one's turn."""
+
+LOOK_S = 0.1
+"""Longest time that the thread waits for something to read: when it looks later than that, the process stood still."""
+
+LINGER_S = 5.0
+"""Longest time that a connection that is to be closed is kept for the answers that are due on it."""
+
 HELD_S = 0.02
 """Between two tries to bring a line that could not be taken."""
 
 DEAD_MS = 10_000
 """A peer that does not answer for so long is gone: TCP_USER_TIMEOUT, and the keep-alive probes together."""
+
+NO_LINE = f"expected lines of text of at most {LINE_BYTES} bytes"
 
 log = logging.getLogger("agent.tcp")
 
@@ -55,6 +66,10 @@ class Peer:
     Attributes:
         name: its address and port, for messages.
         address: its IP address.
+        empty_s: when nothing of it was unread for the last time (`time.monotonic`).
+        lay_s: how long what was read last may have lain unread.
+        due: numbers of the answers that will be told.
+        leaves_s: it is not heard any more, and is kept until then for what is due.
     """
 
     name: str
@@ -68,14 +83,23 @@ class Peer:
     is_held: bool = False
     is_dead: bool = False
     unread: int = 0
+    empty_s: float = 0.0
+    lay_s: float = 0.0
+    due: set[int] = dataclasses.field(default_factory=set)
+    leaves_s: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """No line of it is heard any more."""
+        return self.is_dead or self.leaves_s is not None
 
 
 class LineServer:
     """Takes connections and lines, and says lines; one thread, `tcp`. No method waits for the network.
 
-    A line ends with CR, LF or both, and is UTF-8 without control characters (but for `FRAME` around it and `SEPARATORS`
-    in it); empty ones count for nothing. What is no
-    line (bytes, a line without its end, too long a one) is answered with `REFUSED` and its connection closed. Its first
+    A line ends with CR, LF or both, and is UTF-8 without control characters (but for `FRAME` around it, `SEPARATORS`
+    in it, and for hearers of any text); empty ones count for nothing. What is no line (bytes, a line without its end,
+    too long a one) is answered with `REFUSED`, and its connection closed when the answers due were told. Its first
     word, whatever its case, chooses who hears it (`hear`); a line of one other word goes to the hearer of `""`.
 
     It lives as long as somebody holds it: whoever opened it, and who called `hold`; each calls `close`.
@@ -87,20 +111,21 @@ class LineServer:
 
     Attributes:
         port: where it listens.
-        greeting: gives lines for one who connects.
 
     Raises:
         ConfigError: the address can't be had.
     """
 
     def __init__(self, where: str, host: str, port: int) -> None:
-        self.greeting: Callable[[], Sequence[str]] = _no_lines
+        self._greeting: dict[str, str] = {}
         self._listener = _listen(where, host, port)
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.RLock()
         self._peers: dict[int, Peer] = {}
         self._hearers: dict[str, Callable[[Peer, str, Stamp], bool]] = {"PING": self._pong}
+        self._any_text: set[str] = set()
         self._holders = 1
+        self._looked_s = self._idle_s = time.monotonic()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -117,15 +142,18 @@ class LineServer:
             deaf = [f"{peer.name} ({peer.unread} lines)" for peer in self._peers.values() if peer.unread]
         return f"results are not read, and were lost to: {', '.join(deaf)}" if deaf else None
 
-    def hear(self, word: str, hearer: Callable[[Peer, str, Stamp], bool]) -> None:
+    def hear(self, word: str, hearer: Callable[[Peer, str, Stamp], bool], *, any_text: bool = False) -> None:
         """Give the lines that begin with a word to somebody, on the thread `tcp`.
 
         Args:
             word: in capitals; empty for lines of one word that nobody else hears.
             hearer: called with who said it, what follows the word, and when it came. False when it can't be taken now:
                 it is brought again, and nothing more is read from this peer before.
+            any_text: it wants lines with control characters too.
         """
         self._hearers[word] = hearer
+        if any_text:
+            self._any_text.add(word)
 
     def say(self, peer: Peer, text: str) -> None:
         """Say a line to one peer; from any thread."""
@@ -133,18 +161,47 @@ class LineServer:
             if not peer.is_dead:
                 self._send(peer, _encoded(text))
 
-    def tell(self, text: str) -> None:
-        """Say a line to all peers; from any thread."""
+    def tell(self, text: str, *, answers: int | None = None) -> None:
+        """Say a line to all peers; from any thread. `answers`: the number of the answer that it is."""
         data = _encoded(text)
         with self._lock:
             for peer in self._peers.values():
                 self._send(peer, data)
+                if answers is not None:
+                    peer.due.discard(answers)
+
+    def owe(self, peer: Peer, ask: Callable[[], int | None]) -> None:
+        """Remember that an answer is due to a peer: it is told before this connection is closed.
+
+        Args:
+            peer: whose line is to be answered.
+            ask: brings the line to whoever answers, and gives the answer's number; None when there will be none. No
+                line is told meanwhile.
+        """
+        with self._lock:
+            number = ask()
+            if number is not None and self._greeting:  # else nobody speaks here
+                peer.due.add(number)
+
+    def greet(self, text: str) -> None:
+        """Say a line to all peers, and to each that connects from now on, in place of the one with the same first word.
+
+        From any thread; whoever connects meanwhile hears the newest last.
+        """
+        with self._lock:
+            self._greeting[text.partition(" ")[0]] = text
+            self.tell(text)
 
     def drop(self, peer: Peer, reason: str) -> None:
-        """Close a connection, and say why; from the thread `tcp`."""
+        """Close a connection as soon as the answers due on it are told, and say why; from the thread `tcp`."""
         log_event(log, "tcp_refused", logging.WARNING, peer=peer.name, reason=reason)
         self.say(peer, f"REFUSED {reason}")
-        self._forget(peer)
+        if not peer.due:
+            self._forget(peer)
+        elif peer.leaves_s is None:
+            peer.leaves_s = time.monotonic() + LINGER_S
+            peer.partial_since, peer.is_held = None, False
+            peer.inbox.clear()
 
     def hold(self) -> None:
         """Keep it open until one more `close`."""
@@ -205,12 +262,22 @@ class LineServer:
             self._listener.close()
 
     def _turn(self) -> None:
-        ready = {key.fd: events for key, events in self._selector.select(self._wait_s())}
+        self._looked_s = time.monotonic()
+        found = self._selector.select(0)
+        if not found:
+            self._idle_s = self._looked_s
+            for peer in self._peers.values():
+                peer.empty_s = peer.empty_s if peer.is_held else self._looked_s
+            found = self._selector.select(self._wait_s())
+        ready = {key.fd: events for key, events in found}
         if ready.pop(self._bell, 0):
             os.eventfd_read(self._bell)
-        if ready.pop(self._listener.fileno(), 0):
+        known = list(self._peers.values())  # nobody has looked yet at what those who come now have sent
+        if not ready.pop(self._listener.fileno(), 0):
+            self._idle_s = self._looked_s
+        else:
             any(not self._accept() for _ in range(BACKLOG))
-        for peer in list(self._peers.values()):
+        for peer in known:
             self._serve_safely(peer, ready.get(peer.sock.fileno(), 0))
 
     def _serve_safely(self, peer: Peer, events: int) -> None:
@@ -220,13 +287,13 @@ class LineServer:
             log.exception("bug")
             self.drop(peer, "internal error")
 
-    def _wait_s(self) -> float | None:
-        """Until a line is brought again, or one without an end has waited long enough."""
+    def _wait_s(self) -> float:
+        """Until a line is brought again, or one without an end has waited long enough; never long."""
         peers = self._peers.values()
         if any(peer.is_held for peer in peers):
             return HELD_S
         began = [peer.partial_since for peer in peers if peer.partial_since is not None]
-        return max(0.0, min(began) + PARTIAL_S - time.monotonic()) if began else None
+        return min(LOOK_S, max(0.0, min(began) + PARTIAL_S - time.monotonic())) if began else LOOK_S
 
     def _serve(self, peer: Peer, events: int) -> None:
         with self._lock:
@@ -234,13 +301,21 @@ class LineServer:
                 self._flush(peer)
         if not peer.is_dead and (peer.is_held or events & selectors.EVENT_READ):
             self._read(peer)
+        else:
+            peer.empty_s = self._looked_s
         if peer.partial_since is not None and time.monotonic() >= peer.partial_since + PARTIAL_S:
             self.drop(peer, f"a line without its end for {PARTIAL_S:g} s")
-        if peer.is_dead:
+        if peer.is_dead or self._has_left(peer):
             self._forget(peer)
         elif peer.sock.fileno() >= 0:
             wanted = (0 if peer.is_held else selectors.EVENT_READ) | (selectors.EVENT_WRITE if peer.outbox else 0)
             self._watch(peer, wanted)
+
+    def _has_left(self, peer: Peer) -> bool:
+        if peer.leaves_s is None:
+            return False
+        with self._lock:
+            return not (peer.due or peer.outbox) or time.monotonic() >= peer.leaves_s
 
     def _watch(self, peer: Peer, events: int) -> None:
         known = self._selector.get_map().get(peer.sock.fileno())
@@ -253,9 +328,11 @@ class LineServer:
 
     def _read(self, peer: Peer) -> None:
         if not peer.is_held:
+            before_s = time.monotonic()
             try:
-                data = peer.sock.recv(4_096)
+                data = peer.sock.recv(READ_BYTES)
             except BlockingIOError:
+                peer.empty_s = before_s
                 return
             except OSError:
                 data = b""
@@ -264,8 +341,13 @@ class LineServer:
                     log_event(log, "tcp_cut", logging.WARNING, peer=peer.name, reason="a line without its end")
                 peer.is_dead = True
                 return
+            if peer.leaves_s is not None:
+                return
             peer.inbox += data
             peer.arrived = Stamp.now()
+            peer.lay_s = time.monotonic() - peer.empty_s
+            if len(data) < READ_BYTES:  # that was all; else there may be more, as old
+                peer.empty_s = before_s
         self._take(peer, peer.arrived)
 
     def _take(self, peer: Peer, at: Stamp) -> None:
@@ -273,12 +355,12 @@ class LineServer:
         lines = peer.inbox.replace(b"\r", b"\n").split(b"\n")
         rest = lines.pop()
         peer.is_held = False
-        while lines and not peer.is_dead and not peer.is_held:
+        while lines and not peer.is_over and not peer.is_held:
             peer.is_held = not self._bring(peer, bytes(lines[0]), at)
             if not peer.is_held:
                 lines.pop(0)
-        peer.inbox = bytearray(b"\n".join([*lines, rest]))
-        if peer.is_dead or peer.is_held or not rest:
+        peer.inbox = bytearray(b"" if peer.is_over else b"\n".join([*lines, rest]))
+        if peer.is_over or peer.is_held or not rest:
             peer.partial_since = None
         elif len(rest) > LINE_BYTES:
             self.drop(peer, f"a line of more than {LINE_BYTES} bytes")
@@ -287,18 +369,19 @@ class LineServer:
 
     def _bring(self, peer: Peer, line: bytes, at: Stamp) -> bool:
         """One line to its hearer; False when that can't take it now."""
-        try:
-            text = line.decode().strip(FRAME)
-        except UnicodeDecodeError:
-            text = "\0"
-        if not text.translate(SEPARATORS).isprintable() or len(line) > LINE_BYTES:
-            self.drop(peer, f"expected lines of text of at most {LINE_BYTES} bytes")
+        text = _decoded(line)
+        if text is None:
+            self.drop(peer, NO_LINE)
+            return True
+        if not text:
             return True
         word, _, rest = text.partition(" ")
-        hearer = self._hearers.get(word.upper())
-        if hearer is None and not rest:
-            hearer, rest = self._hearers.get(""), word
-        if not text:
+        known = word.upper()
+        if known not in self._hearers and not rest:
+            known, rest = "", word
+        hearer = self._hearers.get(known)
+        if known not in self._any_text and not is_printable(text):
+            self.drop(peer, NO_LINE)
             return True
         if hearer is None:
             self.drop(peer, f"unknown line: {text[:40]}")
@@ -313,20 +396,24 @@ class LineServer:
 
     def _accept(self) -> bool:
         """One who waits; False when nobody does."""
+        before_s = time.monotonic()
         try:
             sock, address = self._listener.accept()
+        except BlockingIOError:
+            self._idle_s = before_s
+            return False
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):  # it stays in the listener's queue: not to try all the time
                 time.sleep(HELD_S)
             return False
-        peer = Peer(f"{address[0]}:{address[1]}", str(address[0]), sock)
+        peer = Peer(f"{address[0]}:{address[1]}", str(address[0]), sock, empty_s=self._idle_s)
         sock.setblocking(False)
         _keep_alive(sock)
         if self._make_room(peer):
-            with self._lock:
+            with self._lock:  # what changes meanwhile is said after the greeting
                 self._peers[sock.fileno()] = peer
-            for line in self.greeting():
-                self.say(peer, line)
+                for line in self._greeting.values():
+                    self.say(peer, line)
             self._watch(peer, selectors.EVENT_READ)
         else:
             self.drop(peer, "too many connections")
@@ -353,8 +440,19 @@ class LineServer:
             peer.sock.close()
 
 
-def _no_lines() -> Sequence[str]:
-    return ()
+def is_printable(text: str) -> bool:
+    """Whether there are no control characters, but for `SEPARATORS`."""
+    return text.translate(SEPARATORS).isprintable()
+
+
+def _decoded(line: bytes) -> str | None:
+    """A line's text without its frame; None where there is none: too long, bytes, or control characters alone."""
+    try:
+        text = line.decode().strip(FRAME)
+    except UnicodeDecodeError:
+        return None
+    is_text = not text or any(c.isprintable() and c != " " for c in text)
+    return text if is_text and len(line) <= LINE_BYTES else None
 
 
 def _encoded(text: str) -> bytes:

@@ -6,20 +6,27 @@ id                the same, as a bar code reader sends it: one word, and none of
 PING [text]       answered with PONG [text]
 ```
 
-`agent.outputs.tcp` has what is answered.
+`agent.outputs.tcp` has what is answered. An id with control characters in it is answered as a part of another, made up
+id whose result is `error`.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 
 from agent.config import TcpTriggerConfig
+from agent.errors import ConfigError
 from agent.frame import Fault, Part, Stamp
 from agent.log import log_event
-from agent.triggers.lines import LineServer, Peer
+from agent.triggers.ids import cleaned_id
+from agent.triggers.lines import LineServer, Peer, is_printable
 from agent.triggers.queue import TriggerQueue, TriggerWatcher
 
 __all__ = ["TcpTrigger"]
+
+UNREAD_S = 0.25
+"""A line that may have lain unread for longer has no moment: the server looks more often, unless it stood still."""
 
 log = logging.getLogger("agent.triggers")
 
@@ -46,8 +53,8 @@ class TcpTrigger:
         self._senders: list[Peer] = []
         self._is_closed = False
         self.server = LineServer("trigger", config.host, config.port)
-        self.server.hear("TRIGGER", self._trigger)
-        self.server.hear("", self._trigger)
+        self.server.hear("TRIGGER", self._trigger, any_text=True)
+        self.server.hear("", self._trigger, any_text=True)
 
     @property
     def ended(self) -> bool:
@@ -78,22 +85,48 @@ class TcpTrigger:
         """Whether this is where it listens, by its configuration."""
         return (host, port) == (self._config.host, self._config.port)
 
+    @property
+    def host(self) -> str:
+        """Where it listens, as configured."""
+        return self._config.host
+
+    def is_in_the_way(self, port: int, error: ConfigError) -> bool:
+        """Whether an address could not be had because this trigger may have it, in other words."""
+        cause = error.__cause__
+        return isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE and port == self.server.port
+
     def _trigger(self, peer: Peer, part_id: str, at: Stamp) -> bool:
         """On the server's thread. False holds the peer back while the line owes too many refusals."""
         if self._queue.is_held_back:
             return False
-        if self._is_sender(peer):
-            self._queue.offer(part_id, at)
-        else:
-            others = ", ".join(other.name for other in self._senders)
-            limit = f"trigger.senders: {self._config.senders}"
-            self._queue.refuse(part_id, at, f"refused: {peer.name} may not trigger while {others} may ({limit})")
+        self.server.owe(peer, lambda: self._ask(peer, part_id, at))
         if self._queue.is_closed:
             self.server.say(peer, "REFUSED the line has stopped")
         return True
 
+    def _ask(self, peer: Peer, part_id: str, at: Stamp) -> int | None:
+        """Its number in RESULT; None when the line has stopped."""
+        if (reason := self._objection(peer, part_id)) is not None:
+            fault = self._queue.refuse(part_id if is_printable(part_id) else None, at, reason)
+            return None if self._queue.is_closed else fault.part.sequence
+        asked = self._queue.offer(part_id, at)
+        sequence = asked.part.sequence if isinstance(asked, Fault) else asked.sequence
+        return None if self._queue.is_closed else sequence
+
+    def _objection(self, peer: Peer, part_id: str) -> str | None:
+        """Why the part that lies there can't be judged; None when it can."""
+        if not is_printable(part_id):  # it may be a stranger: it takes nobody's place
+            return f"refused: no id has control characters ({cleaned_id(part_id)[:40]})"
+        if not self._is_sender(peer):
+            others = ", ".join(other.name for other in self._senders)
+            limit = f"trigger.senders: {self._config.senders}"
+            return f"refused: {peer.name} may not trigger while {others} may ({limit})"
+        if peer.lay_s > UNREAD_S:  # of any moment since then; what the camera sees now may be another part
+            return f"it lay unread for up to {peer.lay_s * 1_000:.0f} ms: its picture can't be told"
+        return None
+
     def _is_sender(self, peer: Peer) -> bool:
-        self._senders = [other for other in self._senders if not other.is_dead]
+        self._senders = [other for other in self._senders if not other.is_over]
         if peer in self._senders:
             return True
         if len(self._senders) >= self._config.senders:

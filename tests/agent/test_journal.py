@@ -178,6 +178,27 @@ def test_recording_waits_while_too_many_wait_for_the_disk(tmp_path: Path) -> Non
         assert [receipt.wait(5) for receipt in done] == list(range(1, 11))
 
 
+def test_writing_ahead_where_there_is_room_never_waits(tmp_path: Path) -> None:
+    """What does not fit is not known yet, and is written by whoever has the time to wait."""
+    with open_journal(tmp_path, max_pending=4) as journal:
+        blocker = sqlite3.connect(tmp_path / "journal.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        parts = [make_part(number) for number in range(1, 11)]
+        written = [journal.trigger_if_room(part) for part in parts]
+        known = journal.pending()
+        again = journal.trigger_if_room(parts[0])
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        for part in parts:
+            journal.trigger(part)
+        journal.flush()
+
+        assert written == [True] * 4 + [False] * 6
+        assert known == tuple(parts[:4])
+        assert again
+        assert rows(tmp_path, "SELECT count(*) FROM triggers") == [(10,)]
+
+
 def test_closing_writes_what_is_queued(tmp_path: Path) -> None:
     """SIGTERM drains: what the line has judged is on the disk before the process ends."""
     journal = open_journal(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,8 @@ from agent.errors import ConfigError
 from agent.frame import Fault, Part, Stamp
 from agent.outputs import FastPath, open_outputs
 from agent.outputs.tcp import TcpOutput, open_tcp_output
-from agent.triggers import Trigger, lines, open_trigger
+from agent.triggers import Trigger, lines, open_trigger, tcp
+from agent.triggers.lines import Peer
 from agent.triggers.tcp import TcpTrigger
 from tests.kit.cameras import HandCamera
 from tests.kit.plc import Plc
@@ -73,6 +76,12 @@ class Opened:
             one.close()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test machine that is busy elsewhere is no process that was stopped."""
+    monkeypatch.setattr(tcp, "UNREAD_S", 60.0)
+
+
 @pytest.fixture
 def opened() -> Iterator[Opened]:
     """Closed with the test."""
@@ -93,6 +102,29 @@ def test_one_who_connects_hears_how_things_are(opened: Opened) -> None:
 
     assert first == HELLO
     assert second == ["HELLO defect-agent 1", "READY 1", "FAULT 1 camera lost: no frame for 2000 ms"]
+
+
+def test_what_changes_while_one_is_greeted_is_heard_last(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A READY of before must not be the last word: the PLC would wait for ever."""
+    output = opened.output()
+    say = output.server.say
+    other = threading.Thread(target=lambda: output.ready(is_ready=True))
+
+    def say_slowly(peer: Peer, text: str) -> None:
+        say(peer, text)
+        if text == HELLO[0]:
+            other.start()
+            other.join(0.2)  # without an order it is through by now
+
+    monkeypatch.setattr(output.server, "say", say_slowly)
+    with Plc(output.server.port) as plc:
+        heard = plc.lines_until("FAULT")
+        other.join()
+        output.fault("end")
+        heard += plc.lines_until("FAULT 1")
+
+    assert heard[:3] == HELLO
+    assert [line for line in heard if line.startswith("READY")][-1] == "READY 1"
 
 
 def test_each_result_goes_once_to_each_connection(opened: Opened) -> None:
@@ -161,10 +193,10 @@ def test_trigger_and_result_share_a_connection(opened: Opened) -> None:
     fast.begin(part)
     fast.finish(part, "ok", "good")
     heard = [plc.lines_until("RESULT"), listener.lines_until("RESULT")]
+    told = [[line for line in to_one if not line.startswith("READY")] for to_one in heard]
 
     assert output.server is trigger.server
-    assert [line for line in heard[0] if not line.startswith("READY")] == ["PART 1 A1", "RESULT 1 A1 ok 1 good"]
-    assert heard[1] == heard[0]
+    assert told == [["PART 1 A1", "RESULT 1 A1 ok 1 good"]] * 2
 
 
 def test_a_refused_trigger_is_answered_at_once(opened: Opened) -> None:
@@ -189,6 +221,27 @@ def test_a_refused_trigger_is_answered_at_once(opened: Opened) -> None:
     )
     assert late[-1] == "RESULT 1 A1 ok 1 good"
     assert isinstance(refused, Fault)
+
+
+@pytest.mark.parametrize("no_line", [b"\xff\xfe\r\n", b"x" * 600 + b"\r\n", b"TRIG A2\r\n"])
+def test_what_is_no_line_costs_the_part_before_it_no_answer(opened: Opened, no_line: bytes) -> None:
+    """The part was taken: its PLC hears what became of it before we hang up. What comes after is not heard."""
+    trigger = opened.trigger()
+    output = opened.output(trigger)
+    fast = opened.fast(output)
+    trigger.watch(fast)
+    plc = opened.plc(output)
+    plc.send(b"TRIGGER A1\r\n" + no_line + b"TRIGGER A3\r\n")
+    heard = plc.lines_until("REFUSED")
+    part = trigger.next(10)
+    assert isinstance(part, Part)
+    fast.begin(part)
+    fast.finish(part, "ok", "good")
+    heard += plc.rest()
+    told = [line for line in heard if not line.startswith(("READY", "REFUSED"))]
+
+    assert told == ["PART 1 A1", "RESULT 1 A1 ok 1 good"]
+    assert trigger.next(0) is None
 
 
 def test_outputs_on_another_port_have_a_server_of_their_own(opened: Opened) -> None:
@@ -332,3 +385,14 @@ def test_a_port_in_use_is_told(opened: Opened) -> None:
     port = opened.output().server.port
     with pytest.raises(ConfigError, match=rf"outputs\.tcp: 127\.0\.0\.1 port {port} is in use"):
         open_outputs(OutputsConfig(tcp=TcpOutputConfig(port=port)), opened.free())
+
+
+def test_a_port_that_our_own_trigger_has_is_told_as_ours(opened: Opened) -> None:
+    """Two spellings of one address: no other program is to be looked for."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    trigger = opened.trigger(host="0.0.0.0", port=port)
+    with pytest.raises(ConfigError, match=rf"127\.0\.0\.1 port {port} is in use by our own trigger") as caught:
+        opened.output(trigger, host="127.0.0.1", port=port)
+
+    assert caught.value.hint == "give trigger.host and outputs.tcp.host the same address: they share the port then"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Mapping
@@ -145,6 +146,29 @@ def test_a_part_exists_on_the_disk_before_anything_is_done_with_it(tmp_path: Pat
         gate.opened.set()
 
         assert (ledger.triggers, ledger.pending) == (3, 3)
+
+
+def test_a_disk_that_hangs_keeps_no_trigger_from_its_answer(tmp_path: Path) -> None:
+    """Who brings triggers never waits for the disk: deadlines, refusals and PONG come from that thread too."""
+    trigger, gate = HandTrigger(waiting=0), Gate(is_open=False)
+    names = [f"P{number}" for number in range(20)]
+    with RealLine(tmp_path, Snapshots(), trigger=trigger, engine=gate, journal={"max_pending": 2}) as line:
+        line.start()
+        wait_until(lambda: trigger.queue._was_ready, 30)
+        blocker = sqlite3.connect(line.state_dir / "journal.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        plant = threading.Thread(target=offer, args=(line, *names), daemon=True)
+        plant.start()
+        wait_until(lambda: {part for part, _, _ in line.plc.results} >= set(names[3:]), 3, what="an answer to each")
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        gate.opened.set()
+        plant.join(30)
+        line.end()
+
+        assert sorted(part for part, _ in line.verdicts()) == sorted(names)
+        assert sorted(part for part, _, _ in line.plc.results) == sorted(names)
+        assert line.journal.stats().ledger.closes
 
 
 def test_a_late_part_is_error_on_the_fast_line_at_its_deadline_and_true_in_the_record(tmp_path: Path) -> None:

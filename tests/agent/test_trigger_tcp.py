@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +18,9 @@ from hypothesis import strategies as st
 
 from agent.config import TcpTriggerConfig
 from agent.errors import ConfigError
-from agent.frame import Fault, Part
-from agent.triggers import lines, open_trigger, queue
-from agent.triggers.tcp import TcpTrigger
+from agent.frame import Fault, Part, Stamp
+from agent.triggers import lines, open_trigger, queue, tcp
+from agent.triggers.tcp import UNREAD_S, TcpTrigger
 from tests.kit.cameras import HandCamera
 from tests.kit.plc import Plc
 from tests.kit.waiting import wait_until
@@ -51,6 +54,13 @@ class Opened:
             one.close()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test machine that is busy elsewhere is no process that was stopped."""
+    monkeypatch.setattr(tcp, "UNREAD_S", 60.0)
+    monkeypatch.setattr(queue, "STALE_S", 60.0)
+
+
 @pytest.fixture
 def opened() -> Iterator[Opened]:
     """Closed with the test."""
@@ -72,6 +82,25 @@ def taken(trigger: TcpTrigger, count: int) -> list[Part | Fault]:
 def open_files() -> int:
     """Of this process."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@contextlib.contextmanager
+def stopped(server: lines.LineServer) -> Iterator[None]:
+    """Its thread stands still as a stopped process does, for longer than is bearable."""
+    standing, go_on = threading.Event(), threading.Event()
+
+    def stand(peer: lines.Peer, rest: str, at: Stamp) -> bool:
+        standing.set()
+        return go_on.wait(30)
+
+    server.hear("STAND", stand)
+    with Plc(server.port) as other:
+        other.say("STAND")
+        assert standing.wait(30)
+        since = time.monotonic()
+        yield
+        wait_until(lambda: time.monotonic() - since > 2 * UNREAD_S)
+        go_on.set()
 
 
 def ids(parts: list[Part | Fault]) -> list[str]:
@@ -132,8 +161,8 @@ def test_a_line_may_come_byte_by_byte(opened: Opened) -> None:
         b"GET / HTTP/1.1\r\nHost: line3\r\n\r\n",
         b"TRIG A1\n",
         b"\xff\xfe\n",
-        b"A\x00B\n",
-        b"A\x1bB\n",
+        b"\x00\x01\n",
+        b"PUT A\x1bB\n",
         b"x" * 513 + b"\n",
     ],
     ids=["bytes", "tls", "http", "typo", "utf-8", "nul", "escape", "long"],
@@ -317,6 +346,57 @@ def test_after_the_line_has_stopped_triggers_are_refused(opened: Opened) -> None
     assert trigger.ended
     trigger.server.close()
     assert plc.line() is None
+
+
+def test_a_trigger_that_may_have_lain_unread_is_an_error(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process stood still: the part is gone from under the camera, and a picture of now is another one's."""
+    monkeypatch.setattr(tcp, "UNREAD_S", UNREAD_S)
+    trigger = opened.trigger()
+    plc = opened.plc(trigger)
+    with stopped(trigger.server):
+        plc.say(*[f"A{number:04}" for number in range(2_000)])  # more than one reading takes
+    given = taken(trigger, 2_000)
+    monkeypatch.setattr(tcp, "UNREAD_S", 60.0)
+    plc.say("PING")
+    assert plc.line() == "PONG"
+    plc.say("B1")
+
+    assert all(isinstance(one, Fault) for one in given)
+    assert {re.sub(r"\d+ ms", "N ms", one.reason) for one in given if isinstance(one, Fault)} == {
+        "it lay unread for up to N ms: its picture can't be told"
+    }
+    assert ids(taken(trigger, 1)) == ["B1"]
+
+
+def test_a_connection_that_waited_to_be_taken_is_no_better(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trigger may be as old as the wait."""
+    monkeypatch.setattr(tcp, "UNREAD_S", UNREAD_S)
+    trigger = opened.trigger()
+    with stopped(trigger.server):
+        plc = Plc(trigger.server.port)
+        plc.say("A1")
+    with plc:
+        one = taken(trigger, 1)[0]
+
+    assert isinstance(one, Fault)
+    assert one.reason.startswith("it lay unread for up to ")
+
+
+@pytest.mark.parametrize("line", ["TRIGGER A\x07", "A\x07", "trigger A\x1bB", "A\x00B", "TRIGGER \x07"])
+def test_an_id_that_can_be_none_is_an_error_among_its_neighbours(opened: Opened, line: str) -> None:
+    """A part lies there: it is neither passed in silence nor does it cost the others theirs."""
+    trigger = opened.trigger(part_prefix="belt")
+    plc = opened.plc(trigger)
+    plc.say("TRIGGER A1", line, "TRIGGER A3", "A4", "PING")
+    assert plc.line() == "PONG"
+    given = taken(trigger, 4)
+    faults = [one for one in given if isinstance(one, Fault)]
+
+    assert ids([one for one in given if isinstance(one, Part)]) == ["A1", "A3", "A4"]
+    assert [one.part.sequence for one in faults] == [2]
+    assert faults[0].part.id.startswith("belt-20")
+    assert faults[0].reason.startswith("refused: no id has control characters (")
+    assert faults[0].reason.isprintable()
 
 
 @given(data=st.lists(st.binary(max_size=200) | st.sampled_from([b"\r", b"\n", b"PING\n", b"TRIGGER \n", b"ACK 1\n"])))
