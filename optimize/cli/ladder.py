@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     """Climb, judge, choose, write."""
     from agent.profile import read_profile
     from optimize.ladder import LadderOptions, RungFile, assess, climb
+    from optimize.places import refuse_overwriting
     from optimize.progress import open_progress
 
     recipe = _recipe(args)
@@ -101,6 +102,9 @@ def run(args: argparse.Namespace) -> int:
         budget=_budget(recipe), split=args.split, threads=recipe.threads, seconds=args.seconds, profile=profile
     )
     _check_places(args, work)
+    out = _out(args, recipe, top, work)
+    refuse_overwriting(out, [top.path], "top")
+    refuse_overwriting(out, [file.path for file in more], "rung")
     with open_progress() as progress:
         dataset = _read(recipe, top)
         _check_data(args, recipe, dataset)
@@ -108,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         _check_names([top.name, *(planned.name for planned in plan.rungs)], [file.name for file in more])
         files = (*climb(top, plan.rungs, work, progress), *more)
         ladder = assess(files, dataset, recipe, options, again=plan.again, progress=progress)
-    written = _write(ladder, work, _out(args, recipe, top, work))
+    written = _write(ladder, work, out)
     uses = _noted(args, ladder, dataset)
     if args.json:
         document = {**ladder.to_json(), "data": str(dataset.root), **written.to_json()}
@@ -259,7 +263,8 @@ def _set_aside(out: Path) -> Path | None:
     """Rename what an earlier run left: it would be shipped as if this run had taken it."""
     if not out.is_file():
         return None
-    old = out.with_name(f"{out.name}.old")
+    names = (f"{out.name}.old", *(f"{out.name}.old{number}" for number in range(2, 1000)))
+    old = next(path for path in map(out.with_name, names) if not path.exists())
     try:
         out.replace(old)
     except OSError as error:

@@ -16,10 +16,10 @@ from optimize.dataset import Dataset
 from optimize.distill.lesson import TeacherLesson
 from optimize.distill.loss import Shares
 from optimize.distill.onnx_teacher import FileTeacher, open_teacher
-from optimize.distill.places import refuse_overwriting
 from optimize.errors import DataError
 from optimize.export import normalize
 from optimize.ledger import Entry, FileUse, training_entry
+from optimize.places import refuse_overwriting
 from optimize.train import Progress, TrainConfig, TrainResult, train
 from optimize.trainset import fitted_pictures
 from optimize.validation import Validation

@@ -37,6 +37,9 @@ ENOUGH = 0.5
 """Of a class of which the top finds a smaller share, a ladder says nothing: what is not found can't be lost."""
 
 
+UNEVEN = 1.5
+"""The 95th percentile over the median from which times on several threads are told to be uneven."""
+
 BUSY = 0.2
 """Share of the time that inferences may wait for a core before the user hears of it."""
 
@@ -318,6 +321,13 @@ def _notes(rungs: Sequence[Rung], options: LadderOptions, judged: Dataset) -> It
         yield (
             f"the machine was busy while the rungs were timed {where}: inferences waited up to {waited:.0%} of the "
             "time for a core, which is left out; time them on a quiet machine before you rely on milliseconds"
+        )
+    threads = options.threads if options.profile is None else options.profile.threads
+    uneven = [r.name for r in rungs if r.latency is not None and r.latency.p95_ms > UNEVEN * r.latency.p50_ms]
+    if threads > 1 and uneven:
+        yield (
+            f"on {threads} threads waiting for a core counts, and the times of {', '.join(uneven)} are uneven: "
+            "time them on a quiet machine, or with --threads 1, before you rely on them"
         )
     yield from (f"{rung.name} {rung.recovery.sentence()}" for rung in rungs if rung.recovery is not None)
     if options.profile is not None and options.profile.threads != options.threads:

@@ -16,13 +16,13 @@ from agent.bundle.manifest import InputSpec, Task
 from optimize.calibration import Selection
 from optimize.dataset import data_digest
 from optimize.distill import Agreement, NetworkTeacher, RecoverConfig, agreement, recover, tell_epochs
-from optimize.distill.places import refuse_overwriting
 from optimize.distill.recover_config import BATCH, passes_for
 from optimize.errors import ModelError, OptimizeError
 from optimize.latency import median_of
 from optimize.machine import describe
 from optimize.networks.classifier import Classifier
 from optimize.networks.detectors.detector import Detector
+from optimize.places import refuse_overwriting
 from optimize.progress import Progress, SilentProgress
 from optimize.prune.importance import ImportanceName
 from optimize.prune.pictures import Pictures, read_pictures, recovery_pictures

@@ -18,6 +18,7 @@ from optimize.evaluate import evaluate
 from optimize.ladder import RungFile
 from optimize.progress import SilentProgress
 from optimize.recipe import LadderRecipe, Recipe
+from tests.kit.bundles import make_bundle
 from tests.kit.commands import Ran, run_command
 from tests.kit.float_models import CLASSES, conv_classifier, write_model, write_parts
 from tests.kit.rungs import blind_to, with_weights
@@ -256,3 +257,17 @@ def test_without_pytorch_a_ruined_int8_rung_is_judged_as_it_is(
     assert ran.code == 0, ran.err
     sentence = ran.json["rungs"][1]["recovery"]["sentence"]
     assert "the Python package torch is not installed, and recovering an INT8 network needs it" in sentence
+
+
+@pytest.mark.parametrize("which", ["top", "rung"])
+def test_the_bundle_is_not_written_over_what_it_is_made_from(tmp_path: Path, which: str) -> None:
+    """Not over the top, not over a rung, and neither is renamed as if an earlier run had left it."""
+    top = make_bundle(tmp_path, name="large").path
+    rung = make_bundle(tmp_path, name="small").path
+    out = top if which == "top" else rung
+    before = out.read_bytes()
+
+    ran = climbed(tmp_path, "--top", top, "--rung", f"small={rung}", "--work", tmp_path / "w", "--out", out)
+
+    assert (ran.code, f"is the {which} itself" in ran.err) == (2, True)
+    assert out.read_bytes() == before
