@@ -151,6 +151,8 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
             )
             face.late = lambda: station.late
             watch.start()
+            if config.acceptance.required:
+                face.keep_out(stop)  # whatever the acceptance does not name, such as the memory: the answers count
             gc.collect()
             gc.freeze()  # what is there now stays: nobody has to look through it again while parts come
             if face.stopped is None:

@@ -123,6 +123,12 @@ class Face:
         if what in ("camera", "trigger"):
             self.ready()
 
+    def keep_out(self, stop: threading.Event) -> None:
+        """An engine that is not as accepted before the first part: the line ends without one."""
+        if (fault := self._faults.get("engine")) is not None:
+            self.stopped = fault
+            stop.set()
+
     def ready(self) -> None:
         """The line takes parts, unless camera or trigger are lost already: the fast outputs hear which it is."""
         self._tell_outputs(next((fault for w in ("camera", "trigger") if (fault := self._faults.get(w))), None))

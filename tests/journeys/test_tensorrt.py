@@ -171,6 +171,18 @@ def test_on_change_stop_ends_the_line_before_the_first_part(tmp_path: Path) -> N
     assert "finds no GPU" in ran.json["stopped"]
 
 
+def test_an_engine_that_must_be_accepted_and_is_wrong_at_the_start_judges_no_part(tmp_path: Path) -> None:
+    """Same plan, same key; whatever makes it answer otherwise, `required` means these answers."""
+    config = station(tmp_path, None, acceptance={"required": True})
+    with machine("10.3.0"):
+        assert agent("accept", config, "--runs", 20).code == 0
+    with machine("10.3.0", on_execute=DyingGpu(3, 6)):
+        ran = agent("run", config)
+
+    assert (ran.code, ran.json["judged"]) == (1, 0)
+    assert "no answer" in ran.json["stopped"] or "otherwise" in ran.json["stopped"], ran.json["stopped"]
+
+
 def test_another_tensorrt_than_at_acceptance_compiles_anew_and_is_told(tmp_path: Path) -> None:
     """JetPack was updated: the old plan is not loaded, the line runs, and somebody is asked to accept again."""
     config = station(tmp_path, None)
