@@ -17,9 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
 from agent.cameras import Camera
+from agent.cameras.guard import is_same
 from agent.frame import Fault, Frame, Part, Stamp
 
 __all__ = ["ExposedOnDemand", "Exposing", "Moment", "TriggeredCamera"]
@@ -185,7 +184,7 @@ class TriggeredCamera:
                 return f"{self.name}: this picture was that of part {self._given_to}: triggered within one exposure"
             before = self._given
             if isinstance(found.item, Frame):
-                if before is not None and np.array_equal(before.image, found.item.image):
+                if before is not None and is_same(before.image, found.item.image):
                     return f"{self.name}: the same picture as that of part {self._given_to}, byte for byte"
                 self._given = found.item
             self._given_ns, self._given_to = found.exposed_ns, part.id
