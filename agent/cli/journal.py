@@ -30,7 +30,7 @@ EPILOG = """examples:
 
 COLUMNS = (
     "rec", "time", "part", "decision", "code", "class", "score", "threshold", "uncertainty", "reason",
-    "bundle", "bundle_digest", "engine", "id", "boot", "image_sha256",
+    "bundle", "bundle_digest", "engine", "id", "boot", "image_sha256", "late_ms",
 )  # fmt: skip
 
 
@@ -95,7 +95,9 @@ def _first(rows: Iterator[Any], n: int) -> Iterator[Any]:
 
 def _line(m: dict[str, Any]) -> str:
     replayed = " (replayed)" if m.get("replayed") else ""
-    return f"{m['rec']:>8}  {m['time']}  {m['decision']:7} {m['part']}  {m['reason']}{replayed}"
+    late_ms = m.get("late_ms")
+    late = "" if late_ms is None else f" (late by {late_ms:.1f} ms: the line was told error)"
+    return f"{m['rec']:>8}  {m['time']}  {m['decision']:7} {m['part']}  {m['reason']}{late}{replayed}"
 
 
 def _stats(reader: Any, *, as_json: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tests.kit.bundles import make_bundle
 from tests.kit.commands import run_command
 from tests.kit.pictures import encoded, flat
 from tests.kit.station import AgentProcess, make_parts, make_station
+from tests.kit.verdicts import make_part, make_verdict, open_journal
 
 
 @pytest.fixture
@@ -163,6 +166,23 @@ def test_journal_export_gives_every_verdict_once(judged: Path, tmp_path: Path) -
     assert [int(row["rec"]) for row in rows] == list(range(1, 9))
     assert [json.loads(line)["rec"] for line in lines.out.splitlines()] == [3, 4, 5]
     assert rows[1]["decision"] == "defect"
+
+
+def test_a_late_verdict_is_marked_where_people_look(tmp_path: Path) -> None:
+    """The line was told `error` at the deadline; who reads the record must not take it for an `ok` like the others."""
+    with contextlib.closing(open_journal(tmp_path / "state")) as journal:
+        for sequence, late_ms in ((1, None), (2, 12.34)):
+            part = make_part(sequence)
+            journal.trigger(part)
+            journal.record(dataclasses.replace(make_verdict(part), late_ms=late_ms))
+    first, second = run_command("agent.cli.journal", "tail", "--state", tmp_path / "state").out.splitlines()
+    table = run_command("agent.cli.journal", "export", "--state", tmp_path / "state").out
+
+    assert ("late" in first, "(late by 12.3 ms: the line was told error)" in second) == (False, True)
+    assert [float(row["late_ms"] or 0) for row in csv.DictReader(table.splitlines())] == [
+        0,
+        12.3,
+    ]  # messages hold tenths
 
 
 def test_journal_export_disarms_formulas(tmp_path: Path) -> None:
