@@ -127,6 +127,7 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
                 clock_state=clock_synced,
                 recipe=config.recipe,
                 publish=config.mqtt is not None,
+                held=config.line.result == "durable",
             )
         stack.enter_context(_closing(journal))
         with running_on(cores):
@@ -196,7 +197,11 @@ def _open_line(
     stack.callback(camera.close)
     trigger = open_trigger(config.trigger, camera)
     stack.callback(trigger.close)
-    fast = FastPath(open_outputs(config.outputs, trigger), deadline_ms=config.line.deadline_ms)
+    fast = FastPath(
+        open_outputs(config.outputs, trigger),
+        deadline_ms=config.line.deadline_ms,
+        durable=config.line.result == "durable",
+    )
     stack.callback(fast.close)
     fast.fault("starting")
     return camera, trigger, fast

@@ -117,6 +117,8 @@ class Station:
         self._lost: dict[str, str | None] = {}
         trigger.watch(_Doorbell(journal, fast))
         journal.tell_recorded(_log_verdict)
+        if line.result == "durable":
+            journal.tell_triggered(fast.on_disk)
 
     def run(self, stop: threading.Event, max_parts: int | None = None) -> int:
         """Step until asked to stop, or until no part will ever come again; then answer the parts that still wait.
@@ -202,14 +204,13 @@ class Station:
         return verdict
 
     def _record_and_tell(self, verdict: Verdict) -> Verdict:
-        """The disk first: what the PLC hears is never forgotten."""
+        """The disk first: what the PLC hears is never forgotten. Nothing is published that it was not told."""
         verdict = self._as_late(verdict) if self._late_ms(verdict) > 0 else verdict
-        rec = self._journal.record(verdict, at_once=True).wait(DURABLE_S)
-        if not self._finish(verdict) and verdict.late_ms is None:
-            self.late += 1
-            part = verdict.inspection.part
-            text = f"part {part.id}: decided in time, but on the disk after its deadline: the outputs were told error"
-            self._journal.event("result_late", "warning", text, part=part.id, rec=rec)
+        rec = self._journal.record(verdict, held=True).wait(DURABLE_S)
+        if not self._finish(verdict) and verdict.late_ms is None:  # decided in time, but on the disk after its deadline
+            verdict = self._as_late(verdict)
+            log_event(log, "result_late", logging.WARNING, rec=rec, part=verdict.inspection.part.id)
+        self._journal.told(verdict, rec)
         return verdict
 
     def _finish(self, verdict: Verdict) -> bool:
@@ -237,9 +238,10 @@ class Station:
 class _Doorbell:
     """Hears of a trigger when it comes, before the line does: its deadline counts, and it is written ahead.
 
-    Nothing here waits for the disk, as the trigger's thread serves the PLC too, and its queue is locked meanwhile: so
-    the line can't have taken, let alone recorded, the part before it is written ahead. Where too many triggers wait for
-    the disk, the line writes this one when it takes it.
+    It is written where the end of the process does not reach it before the PLC hears of it. Nothing here waits for the
+    disk, as the trigger's thread serves the PLC too, and its queue is locked meanwhile: so the line can't have taken,
+    let alone recorded, the part before. Where too many triggers wait for the disk, the line queues this one's row when
+    it takes it.
     """
 
     def __init__(self, journal: Journal, fast: FastPath) -> None:
@@ -247,12 +249,12 @@ class _Doorbell:
         self._fast = fast
 
     def offered(self, part: Part) -> None:
-        self._fast.offered(part)
         self._write_ahead(part)
+        self._fast.offered(part)
 
     def refused(self, fault: Fault) -> None:
-        self._fast.refused(fault)
         self._write_ahead(fault.part)
+        self._fast.refused(fault)
 
     def ready(self, *, is_ready: bool) -> None:
         self._fast.ready(is_ready=is_ready)

@@ -19,6 +19,8 @@ SHARED = ROOT.parent / "shared" / "data"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # Commands under test note their runs in a ledger; not in the one of whoever runs the tests.
 os.environ["DEFECT_OPT_LEDGER"] = str(Path(tempfile.mkdtemp(prefix="defect-opt-tests-")) / "ledger.jsonl")
+# What a killed process leaves in memory goes with the run's folder, not into everybody's /dev/shm.
+os.environ["RUNTIME_DIRECTORY"] = tempfile.mkdtemp(prefix="defect-agent-run-")
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 settings.register_profile("here", deadline=None)
 settings.load_profile("here")

@@ -23,7 +23,7 @@ class LineConfig:
     Attributes:
         deadline_ms: a part without a verdict this long after its trigger is an `error` on `outputs`; its true verdict
             still goes to the journal, marked late. Empty sets none.
-        result: `outputs` hear the result when it is `decided`, or only when it is `durable` on the disk.
+        result: outputs hear of a part and its result at once (`decided`), or once either is on the disk (`durable`).
         ahead: parts that may be captured and prepared while the one before them is judged; 0 does one thing at a time.
         pin_cores: cores that the line's threads run on; empty leaves that to the system.
     """

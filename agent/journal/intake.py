@@ -28,6 +28,7 @@ __all__ = [
     "Receipt",
     "Recorded",
     "SetAside",
+    "Told",
     "Triggered",
 ]
 
@@ -109,11 +110,20 @@ class Triggered:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recorded:
-    """A part has its verdict; `at_once`: somebody waits for it to be on the disk."""
+    """A part has its verdict; `held`: somebody waits for it to be on the disk, and it is published only once `Told`."""
 
     draft: Draft
     receipt: Receipt
-    at_once: bool = False
+    held: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Told:
+    """The PLC has heard of a held verdict; where that was `error` at the deadline, it is marked late."""
+
+    sequence: int
+    rec: int
+    late_ms: float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -152,7 +162,7 @@ class Flushed:
     receipt: Receipt
 
 
-Item = Union[Triggered, Recorded, Noted, Acknowledged, SetAside, Missing, Flushed]  # noqa: UP007 - Python 3.10
+Item = Union[Triggered, Recorded, Told, Noted, Acknowledged, SetAside, Missing, Flushed]  # noqa: UP007 - Python 3.10
 BOUNDED = (Triggered, Recorded)
 """Events and acknowledgements never wait: the publisher's thread has a link to keep alive."""
 
@@ -300,7 +310,7 @@ class Intake:
 
 
 def _is_at_once(item: Item) -> bool:
-    return isinstance(item, Flushed) or (isinstance(item, Recorded) and item.at_once)
+    return isinstance(item, (Flushed, Told)) or (isinstance(item, Recorded) and item.held)
 
 
 def _picture_bytes(item: Item) -> int:

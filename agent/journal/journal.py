@@ -18,11 +18,12 @@ from agent.frame import Part, Stamp
 from agent.journal.compose import draft_from_verdict, event_message, plain_text
 from agent.journal.disk import StateLock, make_private_dir
 from agent.journal.evidence import ImageFiles
-from agent.journal.intake import Flushed, Intake, Noted, Receipt, Recorded, Triggered
+from agent.journal.intake import Flushed, Intake, Noted, Receipt, Recorded, Told, Triggered
 from agent.journal.keeper import Keeper
 from agent.journal.outbox import Outbox
 from agent.journal.plan import Key
 from agent.journal.reader import JournalReader, JournalStats, StoredVerdict
+from agent.journal.ring import SPARE_SLOTS, TriggerRing, ring_places
 from agent.journal.schema import DATABASE_NAME
 from agent.journal.store import Store
 from agent.journal.writer import Setting, Writer
@@ -69,6 +70,7 @@ class _Parts:
     reader: JournalReader
     writer: Writer
     pending: _Pending
+    ring: TriggerRing
     lock: StateLock
 
 
@@ -98,6 +100,7 @@ class Journal:
         clock_state: Callable[[], str],
         recipe: str = "",
         publish: bool = True,
+        held: bool = False,
         clock: Callable[[], Stamp] = Stamp.now,
     ) -> Journal:
         """Open or make the journal, and answer what an earlier start left without a verdict.
@@ -110,6 +113,7 @@ class Journal:
             recipe: its name in every verdict; empty for none.
             publish: False for a station without a broker: no messages are kept for one, and verdicts grow old at once;
                 what an earlier run left in the outbox stays there.
+            held: verdicts will be recorded `held`.
             clock: the present moment.
 
         Raises:
@@ -129,7 +133,9 @@ class Journal:
                 clock=clock,
                 clock_state=clock_state,
             )
-            parts = _put_together(config, state_dir, store=store, lock=lock, setting=setting, stack=stack)
+            ring = TriggerRing(ring_places(state_dir), slots=config.max_pending + SPARE_SLOTS, held=held)
+            stack.callback(ring.close)
+            parts = _put_together(config, state_dir, store=store, ring=ring, lock=lock, setting=setting, stack=stack)
             parts.writer.recover()
             parts.writer.start()
             stack.pop_all()
@@ -144,6 +150,10 @@ class Journal:
         """
         return JournalReader(state_dir)
 
+    def tell_triggered(self, tell: Callable[[Sequence[int]], None]) -> None:
+        """From now on, call this with the sequences of triggers that are on the disk; on the journal's thread."""
+        self._parts.writer.triggered = tell
+
     def tell_recorded(self, tell: Callable[[Verdict, int], None]) -> None:
         """From now on, call this with each verdict that is on the disk and its `rec`; on the journal's thread."""
         self._parts.writer.recorded = tell
@@ -154,12 +164,15 @@ class Journal:
         return self._parts.writer.last_rec
 
     def trigger(self, part: Part) -> None:
-        """Write ahead that a part exists and must get a verdict; queued, not waited for. A second call does nothing.
+        """Write ahead that a part exists and must get a verdict. A second call does nothing.
+
+        When this returns the trigger survives the end of the process; its row on the disk is queued, not waited for.
 
         Raises:
             JournalError: the journal can't be written, or is closed.
         """
         if self._parts.pending.add(part):
+            self._parts.ring.write(self.boot, part)
             self._parts.intake.put(Triggered(part))
 
     def trigger_if_room(self, part: Part) -> bool:
@@ -174,27 +187,43 @@ class Journal:
             JournalError: the journal can't be written, or is closed.
         """
         pending = self._parts.pending
-        if not pending.add(part) or self._parts.intake.put_if_room(Triggered(part)):
+        if not pending.add(part):
+            return True
+        self._parts.ring.write(self.boot, part)
+        if self._parts.intake.put_if_room(Triggered(part)):
             return True
         pending.discard(part)
         return False
 
-    def record(self, verdict: Verdict, *, at_once: bool = False) -> Receipt:
+    def record(self, verdict: Verdict, *, held: bool = False) -> Receipt:
         """Queue a verdict; waits only while `max_pending` others wait for the disk.
 
         The picture is not copied: nobody may write into the frame's array any more.
 
         Args:
             verdict: of a part that was triggered.
-            at_once: the caller waits for it: it is not held back for company.
+            held: the caller waits for it, tells the PLC, and then calls `told`; until then neither it nor what comes
+                after it is published. One at a time.
 
         Raises:
             JournalError: the journal can't be written, or is closed.
         """
         receipt = Receipt()
         draft = draft_from_verdict(verdict, boot=self.boot, keep=self._keep)
-        self._parts.intake.put(Recorded(draft, receipt, at_once))
+        self._parts.intake.put(Recorded(draft, receipt, held))
         return receipt
+
+    def told(self, verdict: Verdict, rec: int) -> None:
+        """What the PLC heard of a verdict that was recorded `held` stands: it may be published.
+
+        Args:
+            verdict: as recorded; marked late since, where the PLC was told `error` at the deadline instead.
+            rec: its record number.
+
+        Raises:
+            JournalError: the journal can't be written, or is closed.
+        """
+        self._parts.intake.put(Told(verdict.inspection.part.sequence, rec, verdict.late_ms))
 
     def event(
         self,
@@ -258,6 +287,7 @@ class Journal:
                 hint="triggered parts among them get an error verdict at the next start; check the disk: dmesg",
             )
         self._closed = True
+        self._parts.ring.close()
         self.outbox.close()
         self._parts.reader.close()
         self._parts.lock.close()
@@ -278,6 +308,7 @@ def _put_together(
     state_dir: Path,
     *,
     store: Store,
+    ring: TriggerRing,
     lock: StateLock,
     setting: Setting,
     stack: contextlib.ExitStack,
@@ -294,8 +325,10 @@ def _put_together(
         text = f"{moved}: pictures of an earlier journal; delete them when nobody needs them"
         keeper.tell("evidence_moved", "warning", text, setting.clock(), folder=moved.name)
     pending = _Pending()
-    writer = Writer(setting, store=store, keeper=keeper, intake=intake, outbox=outbox, answered=pending.remove)
-    return _Parts(intake=intake, outbox=outbox, reader=reader, writer=writer, pending=pending, lock=lock)
+    writer = Writer(
+        setting, store=store, keeper=keeper, intake=intake, outbox=outbox, ring=ring, answered=pending.remove
+    )
+    return _Parts(intake=intake, outbox=outbox, reader=reader, writer=writer, pending=pending, ring=ring, lock=lock)
 
 
 def _new_boot(store: Store) -> str:

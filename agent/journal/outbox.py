@@ -19,8 +19,9 @@ __all__ = ["Outbox", "OutboxRow"]
 PENDING = """
 SELECT o.seq, o.kind, o.topic, o.qos, o.retain, o.rec, o.created_ms, o.content_type, coalesce(o.body, v.body)
 FROM outbox o LEFT JOIN verdicts v ON o.kind = 'verdict' AND v.rec = o.rec
-WHERE o.seq > ? AND o.set_aside IS NULL ORDER BY o.seq LIMIT ?
+WHERE o.seq > ? AND o.seq < ? AND o.set_aside IS NULL ORDER BY o.seq LIMIT ?
 """
+NEVER = (1 << 63) - 1
 DEPTH = "SELECT count(*) FROM outbox WHERE set_aside IS NULL"
 
 
@@ -68,13 +69,14 @@ class Outbox:
         self._intake = intake
         self._lock = threading.Lock()
         self._leaving: set[int] = set()
+        self._held_from = NEVER
         self._db = connect_reader(path)
         with sqlite_errors(path, "read"):
             self._rows = int(self._db.execute(DEPTH).fetchone()[0])
         self.wake_fd, self._poke_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def pending(self, *, after: int = 0, limit: int) -> tuple[OutboxRow, ...]:
-        """Rows with `seq > after`, oldest first, without those acknowledged or set aside.
+        """Rows with `seq > after`, oldest first, without those acknowledged, set aside or held.
 
         Raises:
             JournalError: the journal can't be read, or is closed.
@@ -82,7 +84,7 @@ class Outbox:
         rows: list[OutboxRow] = []
         with self._lock, sqlite_errors(self._path, "read"):
             while len(rows) < limit:
-                found = self._db.execute(PENDING, (after, limit - len(rows))).fetchall()
+                found = self._db.execute(PENDING, (after, self._held_from, limit - len(rows))).fetchall()
                 if not found:
                     break
                 rows += [_row(values) for values in found if values[0] not in self._leaving]
@@ -139,6 +141,17 @@ class Outbox:
             while os.read(self.wake_fd, 4096):
                 pass
 
+    def hold(self, seq: int) -> None:
+        """From this row on nothing is pending until `release` (called by the writer, before the row is there)."""
+        with self._lock:
+            self._held_from = seq
+
+    def release(self) -> None:
+        """What was held may go (called by the writer)."""
+        with self._lock:
+            self._held_from = NEVER
+            self._poke()
+
     def settle(self, *, added: int, removed: int, left: Sequence[int]) -> None:
         """A transaction is on the disk (called by the writer).
 
@@ -150,9 +163,8 @@ class Outbox:
         with self._lock:
             self._rows += added - removed
             self._leaving.difference_update(left)
-            if added and self._poke_fd >= 0:
-                with contextlib.suppress(BlockingIOError):  # full: then it is readable already
-                    os.write(self._poke_fd, b"\0")
+            if added:
+                self._poke()
 
     def close(self) -> None:
         """Close the connection and both ends of the wake pipe."""
@@ -162,6 +174,11 @@ class Outbox:
                 if fd >= 0:
                     os.close(fd)
             self.wake_fd = self._poke_fd = -1
+
+    def _poke(self) -> None:
+        if self._poke_fd >= 0:
+            with contextlib.suppress(BlockingIOError):  # full: then it is readable already
+                os.write(self._poke_fd, b"\0")
 
 
 def _row(values: tuple[Any, ...]) -> OutboxRow:

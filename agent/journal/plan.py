@@ -20,15 +20,18 @@ from agent.journal.compose import (
     verdict_message,
 )
 from agent.journal.evidence import Picture
-from agent.journal.intake import Acknowledged, Item, Noted, Receipt, SetAside, Triggered
+from agent.journal.intake import Acknowledged, Item, Noted, Receipt, SetAside, Told, Triggered
 from agent.messages import EventMessage, ImageRef, VerdictMessage, to_json
 
-__all__ = ["BootRow", "Job", "Key", "Plan", "State", "plan_transaction"]
+__all__ = ["BootRow", "Job", "Key", "Plan", "State", "TriggerRow", "plan_transaction", "trigger_row"]
 
 log = logging.getLogger("agent.journal")
 
 Key = tuple[str, int]
 """A part's key: (boot, sequence)."""
+
+TriggerRow = tuple[str, int, str, str, int, int]
+"""boot, sequence, part, kind of trigger, UTC milliseconds, monotonic nanoseconds."""
 
 BootRow = tuple[str, int, str, str]
 """boot, UTC milliseconds of its start, version, station."""
@@ -66,14 +69,18 @@ class Job:
         receipts: who waits for it; more than one when it was recorded twice in one group.
         id: UUIDv7.
         picture: encoded and on the disk; None when there is none to keep.
+        held: not published before the PLC has heard of it.
         rec: given by the plan.
+        seq: of its first message, given by the plan; None without one.
     """
 
     draft: Draft
     receipts: list[Receipt]
     id: str
     picture: Picture | None = None
+    held: bool = False
     rec: int = 0
+    seq: int | None = None
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -83,11 +90,12 @@ class Plan:
     Attributes:
         n_answered_at_once: triggers that get no row, as their verdict is in the same transaction.
         n_refused: verdicts of triggers that came while too many waited.
+        late: milliseconds and record of verdicts that were held, and told `error` at their deadline meanwhile.
     """
 
     state: State
     boots: list[BootRow] = dataclasses.field(default_factory=list)
-    triggers: list[tuple[str, int, str, str, int, int]] = dataclasses.field(default_factory=list)
+    triggers: list[TriggerRow] = dataclasses.field(default_factory=list)
     verdicts: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
     answered: list[Key] = dataclasses.field(default_factory=list)
     images: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
@@ -95,6 +103,7 @@ class Plan:
     acknowledged: list[int] = dataclasses.field(default_factory=list)
     set_aside: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     evicted: list[int] = dataclasses.field(default_factory=list)
+    late: list[tuple[float, int]] = dataclasses.field(default_factory=list)
     n_answered_at_once: int = 0
     n_refused: int = 0
 
@@ -102,7 +111,8 @@ class Plan:
     def empty(self) -> bool:
         """Nothing to write."""
         return not any((
-            self.boots, self.triggers, self.verdicts, self.outbox, self.acknowledged, self.set_aside, self.evicted
+            self.boots, self.triggers, self.verdicts, self.outbox, self.acknowledged, self.set_aside, self.evicted,
+            self.late,
         ))  # fmt: skip
 
 
@@ -163,7 +173,7 @@ class _Planner:
             *job.draft.key, self.plan.state.lived_ms, body.decode(),
         ))  # fmt: skip
         self.plan.answered.append(job.draft.key)
-        self._send("verdict", "verdict", JSON, rec=job.rec)
+        job.seq = self._send("verdict", "verdict", JSON, rec=job.rec)
         if job.picture is not None:
             seq = self._send("image", f"image/{job.id}", JPEG, rec=job.rec) if job.draft.publish_image else None
             picture = job.picture
@@ -177,7 +187,9 @@ class _Planner:
             if key in answered:
                 self.plan.n_answered_at_once += 1
             else:
-                self.plan.triggers.append(_trigger_row(self._header.boot, item.part))
+                self.plan.triggers.append(trigger_row(self._header.boot, item.part))
+        elif isinstance(item, Told):
+            self.plan.late += [] if item.late_ms is None else [(round(item.late_ms, 1), item.rec)]
         elif isinstance(item, Noted):
             self.event(item.message)
         elif isinstance(item, Acknowledged):
@@ -236,7 +248,8 @@ def _image_ref(job: Job, station: str) -> ImageRef | None:
     )
 
 
-def _trigger_row(boot: str, part: Part) -> tuple[str, int, str, str, int, int]:
+def trigger_row(boot: str, part: Part) -> TriggerRow:
+    """A row of `triggers`."""
     at = part.triggered
     return boot, part.sequence, plain_text(part.id), plain_text(part.trigger), at.utc_ms, at.mono_ns
 

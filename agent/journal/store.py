@@ -220,6 +220,7 @@ class Store:
         removed += db.executemany(
             "UPDATE outbox SET set_aside = ? WHERE seq = ? AND set_aside IS NULL", plan.set_aside
         ).rowcount
+        db.executemany("UPDATE verdicts SET body = json_set(body, '$.late_ms', ?) WHERE rec = ?", plan.late)
         db.executemany("UPDATE images SET evicted = 1 WHERE rec = ?", [(rec,) for rec in plan.evicted])
         db.execute(
             UPDATE_STATE,

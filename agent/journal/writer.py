@@ -19,10 +19,11 @@ from agent.frame import Part, Stamp
 from agent.journal.age import Age
 from agent.journal.compose import Draft, Header, interrupted_draft, uuid7
 from agent.journal.disk import DiskFullError
-from agent.journal.intake import Flushed, Intake, Item, Missing, Receipt, Recorded, SetAside
+from agent.journal.intake import Flushed, Intake, Item, Missing, Receipt, Recorded, SetAside, Told, Triggered
 from agent.journal.keeper import Keeper
 from agent.journal.outbox import Outbox
-from agent.journal.plan import BootRow, Job, Key, plan_transaction
+from agent.journal.plan import BootRow, Job, Key, TriggerRow, plan_transaction, trigger_row
+from agent.journal.ring import TriggerRing
 from agent.journal.store import Store
 from agent.log import log_event
 from agent.messages import rfc3339
@@ -73,11 +74,13 @@ class Writer:
         keeper: pictures and the full disk.
         intake: the queue.
         outbox: told of every commit.
+        ring: the triggers whose verdict is not on the disk, in memory that outlives the process.
         answered: told the keys of parts whose verdict is on the disk.
 
     Attributes:
         failed: why it ended early; None while it works.
         recorded: told each verdict that is on the disk, without its frame.
+        triggered: told the sequences of triggers that are on the disk.
     """
 
     def __init__(
@@ -88,11 +91,12 @@ class Writer:
         keeper: Keeper,
         intake: Intake,
         outbox: Outbox,
+        ring: TriggerRing,
         answered: Callable[[Sequence[Key]], None],
     ) -> None:
         self._setting = setting
         self._store, self._keeper, self._intake, self._outbox = store, keeper, intake, outbox
-        self._answered = answered
+        self._ring, self._answered = ring, answered
         self._age = Age(lived_ms=store.state.lived_ms, utc_ms=store.state.utc_ms, now=setting.clock())
         self._commits_ms: collections.deque[float] = collections.deque(maxlen=256)
         self._last_decided: Stamp | None = None
@@ -102,6 +106,7 @@ class Writer:
         self._more_to_retire = False
         self.failed: JournalError | None = None
         self.recorded: Callable[[Verdict, int], None] = lambda _verdict, _rec: None
+        self.triggered: Callable[[Sequence[int]], None] = lambda _sequences: None
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def recover(self) -> None:
@@ -111,6 +116,7 @@ class Writer:
             JournalError: that can't be written; nothing is lost, the next start tries again.
         """
         now = self._setting.clock()
+        self._take_left(now)
         boots = [(self._setting.boot, now.utc_ms, self._setting.version, self._setting.station)]
         while True:
             interrupted = self._store.triggers(256)
@@ -122,6 +128,7 @@ class Writer:
                 break
             self._commit([], jobs, now, boots=boots)
             boots = []
+        self._ring.forget_left()
         self._keeper.reconcile(now)
         self._commit([], [], now)
 
@@ -163,7 +170,7 @@ class Writer:
         self._keeper.keep(jobs, now)
         self._keeper.tell_losses(now)
         self._commit(items, jobs, now)
-        self._answered([job.draft.key for job in jobs])
+        self._settle_parts(items, jobs)
         for receipt, rec in [*repeats, *((receipt, job.rec) for job in jobs for receipt in job.receipts)]:
             receipt.keep(rec)
         for item in items:
@@ -174,6 +181,18 @@ class Writer:
         self._tell_recorded(jobs)
         self._enforce_quota(now)
 
+    def _settle_parts(self, items: Sequence[Item], jobs: Sequence[Job]) -> None:
+        """A part is settled once its verdict is on the disk, and a held one once it was told."""
+        self._answered([job.draft.key for job in jobs])
+        for job in jobs:
+            if not job.held:
+                self._ring.erase(job.draft.part.sequence)
+        for item in items:
+            if isinstance(item, Told):
+                self._ring.erase(item.sequence)
+                self._outbox.release()
+        self.triggered([item.part.sequence for item in items if isinstance(item, Triggered)])
+
     def _tell_recorded(self, jobs: Sequence[Job]) -> None:
         try:
             for job in jobs:
@@ -181,7 +200,15 @@ class Writer:
         except Exception:  # what is told of a record must not end the records
             log.exception("bug")
 
-    def _commit(self, items: Sequence[Item], jobs: Sequence[Job], now: Stamp, boots: Sequence[BootRow] = ()) -> None:
+    def _commit(
+        self,
+        items: Sequence[Item],
+        jobs: Sequence[Job],
+        now: Stamp,
+        *,
+        boots: Sequence[BootRow] = (),
+        found: Sequence[TriggerRow] = (),
+    ) -> None:
         """One transaction, with less and less in it while the disk is full."""
         header = self._header()
         while True:
@@ -195,8 +222,11 @@ class Writer:
                 evicted=self._keeper.evicted,
             )
             plan.boots = list(boots)
+            plan.triggers += found
             if plan.empty:
                 return
+            if (held_from := min((job.seq for job in jobs if job.held and job.seq), default=None)) is not None:
+                self._outbox.hold(held_from)
             try:
                 removed = self._store.apply(plan)
             except DiskFullError:
@@ -241,7 +271,9 @@ class Writer:
         elif part.sequence <= self._highest and (rec := self._store.rec_of(draft.key)) is not None:
             repeats.append((item.receipt, rec))
         else:
-            jobs[draft.key] = Job(draft=draft, receipts=[item.receipt], id=uuid7(draft.verdict.decided.utc_ms))
+            jobs[draft.key] = Job(
+                draft=draft, receipts=[item.receipt], id=uuid7(draft.verdict.decided.utc_ms), held=item.held
+            )
             self._highest = max(self._highest, part.sequence)
             return
         self._keeper.tell(
@@ -319,6 +351,20 @@ class Writer:
         for item in [*self._in_hand, *self._intake.fail(failed)]:
             if isinstance(item, (Recorded, Flushed)):
                 item.receipt.fail(failed)
+
+    def _take_left(self, now: Stamp) -> None:
+        """Write down the triggers that a killed process had in its memory only; other journals' are none of ours."""
+        left = [each for each in self._ring.left() if self._store.boot_exists(each.boot)]
+        for each in left:
+            rec = self._store.rec_of((each.boot, each.part.sequence))
+            if rec is not None and each.held:
+                text = (
+                    f"part {each.part.id}: its verdict (record {rec}) was on the disk when the agent was stopped; "
+                    "whether the outputs were told in time is not known"
+                )
+                self._keeper.tell("result_unknown", "alarm", text, now, part=each.part.id, rec=rec)
+        if left:
+            self._commit([], [], now, found=[trigger_row(each.boot, each.part) for each in left])
 
     def _interrupted(self, boot: str, part: Part, now: Stamp) -> Job:
         why = f"{INTERRUPTED} (start {boot}, trigger {part.sequence} at {rfc3339(part.triggered.utc_ms)})"

@@ -8,7 +8,7 @@ import heapq
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from agent.frame import Fault, Part
@@ -31,6 +31,7 @@ class _Open:
     """A part that the station has not finished."""
 
     part: Part
+    is_expected: bool = False
     is_told: bool = False
     is_late: bool = False
 
@@ -47,10 +48,12 @@ class FastPath:
     Args:
         outputs: opened ones; `close` closes them.
         deadline_ms: from a part's trigger to its `error`; None sets none.
+        durable: the outputs are told of a part only once its trigger is `on_disk`, or with its result.
     """
 
-    def __init__(self, outputs: Sequence[Output], *, deadline_ms: float | None) -> None:
+    def __init__(self, outputs: Sequence[Output], *, deadline_ms: float | None, durable: bool = False) -> None:
         self._outputs = tuple(outputs)
+        self._durable = durable
         self._deadline_ns = None if deadline_ms is None else int(deadline_ms * 1e6)
         self._changed = threading.Condition()
         self._calls: collections.deque[Callable[[Output], None]] = collections.deque()
@@ -77,6 +80,15 @@ class FastPath:
         if self._outputs:
             with self._changed:
                 self._know(part)
+
+    def on_disk(self, sequences: Iterable[int]) -> None:
+        """The triggers of these parts are on the disk."""
+        if self._outputs and self._durable:
+            with self._changed:
+                for sequence in sequences:
+                    entry = self._open.get(sequence)
+                    if entry is not None:
+                        self._expect(entry)
 
     def refused(self, fault: Fault) -> None:
         """The part was triggered and will not be judged: its result is `error`, now. The station finishes it later."""
@@ -151,16 +163,24 @@ class FastPath:
         if part.sequence <= self._seen or self._is_closed:
             return
         self._seen = part.sequence
-        self._open[part.sequence] = _Open(part)
-        self._calls.append(lambda output: output.expect(part))
+        entry = self._open[part.sequence] = _Open(part)
+        if not self._durable:
+            self._expect(entry)
         if self._deadline_ns is not None:
             heapq.heappush(self._due, (self._due_ns(part), part.sequence))
         self._changed.notify_all()
+
+    def _expect(self, entry: _Open) -> None:
+        if not entry.is_expected:
+            entry.is_expected = True
+            self._calls.append(lambda output: output.expect(entry.part))
+            self._changed.notify_all()
 
     def _due_ns(self, part: Part) -> float:
         return float("inf") if self._deadline_ns is None else part.triggered.mono_ns + self._deadline_ns
 
     def _tell(self, entry: _Open, decision: str, reason: str) -> None:
+        self._expect(entry)
         entry.is_told = True
         part = entry.part
         self._calls.append(lambda output: output.result(part, decision, reason))

@@ -458,6 +458,6 @@ def test_what_somebody_waits_for_is_not_held_back_for_company(tmp_path: Path) ->
             part = make_part(sequence)
             journal.trigger(part)
             intake._next_s = time.monotonic() + 3_600  # as if the last transaction had only just been
-            receipt = journal.record(make_verdict(part), at_once=True)
+            receipt = journal.record(make_verdict(part), held=True)
 
             assert receipt.wait(30) == sequence

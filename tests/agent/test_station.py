@@ -227,6 +227,49 @@ def test_durable_tells_the_plc_only_what_is_on_the_disk(tmp_path: Path) -> None:
         assert seen == [1, 2, 3, 4, 5]
 
 
+def disk_that_takes_nothing(line: RealLine) -> sqlite3.Connection:
+    """Another program holds the database: nothing gets onto the disk until it rolls back."""
+    lock = sqlite3.connect(line.state_dir / "journal.db", isolation_level=None, check_same_thread=False)
+    lock.execute("BEGIN IMMEDIATE")
+    return lock
+
+
+def test_durable_tells_the_plc_of_a_part_once_its_trigger_is_on_the_disk(tmp_path: Path) -> None:
+    """What the PLC knows of a part outlives the machine."""
+    with RealLine(tmp_path, Snapshots(), line=LineConfig(result="durable")) as line:
+        line.start()
+        lock = disk_that_takes_nothing(line)
+        offer(line, "P1")
+        wait_until(lambda: line.camera.taken, 30)
+        heard = [name for name, *_ in line.plc.told if name in {"expect", "result"}]
+        lock.rollback()
+        wait_until(lambda: line.plc.results, 30)
+        line.end()
+
+        assert heard == []
+        assert [name for name, *_ in line.plc.told if name in {"expect", "result"}] == ["expect", "result"]
+
+
+def test_a_durable_verdict_that_the_disk_made_late_is_published_as_late(tmp_path: Path) -> None:
+    """The PLC heard `error` at the deadline: what SCADA reads must not look as if it had heard `ok`."""
+    with RealLine(tmp_path, Snapshots(), line=LineConfig(result="durable", deadline_ms=300)) as line:
+        line.start()
+        lock = disk_that_takes_nothing(line)
+        offer(line, "P1")
+        wait_until(lambda: line.plc.results, 30)
+        lock.rollback()
+        wait_until(lambda: line.journal.outbox.pending(limit=1), 30)
+        (row,) = line.journal.outbox.pending(limit=1)
+        line.end()
+
+        (part, decision, reason), *more = line.plc.results
+        assert (part, decision, more) == ("P1", "error", [])
+        assert "deadline" in reason
+        assert json.loads(row.body or b"")["decision"] == "ok"
+        assert json.loads(row.body or b"")["late_ms"] > 0
+        assert line.station.late == 1
+
+
 @BOTH_WAYS
 def test_whatever_raises_is_an_error_verdict_with_its_reason_and_the_line_goes_on(tmp_path: Path, ahead: int) -> None:
     """A part is never passed, and never lost, because software failed."""

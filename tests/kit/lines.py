@@ -91,7 +91,7 @@ class RealLine:
         self.state_dir = folder / "state"
         self._engine = open_engine(bundle, EngineConfig(kind="onnxruntime"))
         self.journal: Journal = open_journal(self.state_dir, **(journal or {}))
-        self.fast = FastPath([self.plc], deadline_ms=line.deadline_ms)
+        self.fast = FastPath([self.plc], deadline_ms=line.deadline_ms, durable=line.result == "durable")
         self.station = Station(
             trigger=self.trigger,
             camera=camera,
