@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,7 +106,7 @@ def test_what_is_not_there_is_named(config: Path, tmp_path: Path, without: str, 
 def test_device_files_that_this_user_may_not_open_name_the_groups(config: Path, tmp_path: Path) -> None:
     """The commonest of all: the service's user is in no group."""
     root = board(tmp_path)
-    for folder in [tmp_path, *tmp_path.parents[:2]]:
+    for folder in itertools.takewhile(lambda at: at != Path(tempfile.gettempdir()), [tmp_path, *tmp_path.parents]):
         folder.chmod(0o755)
     for node in (root / "dev").iterdir():
         node.chmod(0o600)
