@@ -14,6 +14,10 @@ ACK seq                                   from the PLC, where `ack_ms` is set: i
 
 `seq` counts the triggers of this run from 1. `id` has no spaces. `decision` is ok, defect, review or error, and `code`
 1, 2, 3 or 4. Lines end with CR LF and have 512 bytes at most.
+
+Who has said a line keeps its connection. Who never did goes when 32 are connected, 16 of one address, and another one
+comes: a display that only listens says `PING` once. One that ends its side (`nc` at the end of its input) still hears
+the results of its parts, for 30 s at most.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ from agent.config import TcpOutputConfig
 from agent.errors import ConfigError
 from agent.frame import Part, Stamp
 from agent.triggers.ids import cleaned_id
-from agent.triggers.lines import LineServer, Peer
+from agent.triggers.lines import LineServer
+from agent.triggers.peer import Peer
 from agent.triggers.tcp import TcpTrigger
 from agent.verdict import Decision
 

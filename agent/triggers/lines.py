@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import errno
 import logging
 import os
 import selectors
-import socket
 import threading
 import time
 from collections.abc import Callable
 
-from agent.errors import ConfigError
 from agent.frame import Stamp
 from agent.log import log_event
+from agent.triggers.peer import BACKLOG, LINE_BYTES, Peer, decoded, encoded, is_printable, keep_alive, listen
 
-__all__ = ["LineServer", "Peer", "is_printable"]
-
-LINE_BYTES = 512
-"""Longest line that is taken."""
+__all__ = ["LineServer"]
 
 PARTIAL_S = 5.0
 """Longest time from the first byte of a line to its end."""
 
 PEERS, PEERS_PER_ADDRESS = 32, 16
-"""Connections at the same time. Beyond, the oldest of the same address that never said a line makes room."""
+"""Connections at the same time, of all and of one address. Beyond, the oldest of them that never said a line goes."""
 
-BACKLOG = 128
+SILENT_S = 3_600.0
+"""One that never said a line is closed after that, where no results are told: it is of no use to anybody."""
 
 OUT_BYTES = 65_536
 """What may wait for a peer that does not read; further lines are lost to it as a whole, and that is told."""
-
-FRAME = " \x02\x03"
-"""What bar code readers may put around a code: STX and ETX."""
-
-SEPARATORS = dict.fromkeys(range(0x1C, 0x20))
-"""What may stand in a code: GS1 codes have GS between their fields."""
 
 READ_BYTES = 4_096
 """What is read of one peer before the next one's turn."""
@@ -48,50 +37,16 @@ LOOK_S = 0.1
 LINGER_S = 5.0
 """Longest time that a connection that is to be closed is kept for the answers that are due on it."""
 
+ANSWERS_S = 30.0
+"""The same, of one that has said all and still reads (`shutdown`, `nc` at the end of its input)."""
+
 HELD_S = 0.02
 """Between two tries to bring a line that could not be taken."""
 
-DEAD_MS = 10_000
-"""A peer that does not answer for so long is gone: TCP_USER_TIMEOUT, and the keep-alive probes together."""
-
+TOO_MANY = "too many connections"
 NO_LINE = f"expected lines of text of at most {LINE_BYTES} bytes"
 
 log = logging.getLogger("agent.tcp")
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class Peer:
-    """One connection.
-
-    Attributes:
-        name: its address and port, for messages.
-        address: its IP address.
-        empty_s: when nothing of it was unread for the last time (`time.monotonic`).
-        lay_s: how long what was read last may have lain unread.
-        due: numbers of the answers that will be told.
-        leaves_s: it is not heard any more, and is kept until then for what is due.
-    """
-
-    name: str
-    address: str
-    sock: socket.socket
-    inbox: bytearray = dataclasses.field(default_factory=bytearray)
-    outbox: bytearray = dataclasses.field(default_factory=bytearray)
-    has_spoken: bool = False
-    partial_since: float | None = None
-    arrived: Stamp = dataclasses.field(default_factory=Stamp.now)
-    is_held: bool = False
-    is_dead: bool = False
-    unread: int = 0
-    empty_s: float = 0.0
-    lay_s: float = 0.0
-    due: set[int] = dataclasses.field(default_factory=set)
-    leaves_s: float | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """No line of it is heard any more."""
-        return self.is_dead or self.leaves_s is not None
 
 
 class LineServer:
@@ -101,6 +56,9 @@ class LineServer:
     in it, and for hearers of any text); empty ones count for nothing. What is no line (bytes, a line without its end,
     too long a one) is answered with `REFUSED`, and its connection closed when the answers due were told. Its first
     word, whatever its case, chooses who hears it (`hear`); a line of one other word goes to the hearer of `""`.
+
+    Who has said a line is never sent away for a newcomer; who never did is worth less than one. A connection whose
+    other side says no more is closed when the answers due on it were told.
 
     It lives as long as somebody holds it: whoever opened it, and who called `hold`; each calls `close`.
 
@@ -118,13 +76,14 @@ class LineServer:
 
     def __init__(self, where: str, host: str, port: int) -> None:
         self._greeting: dict[str, str] = {}
-        self._listener = _listen(where, host, port)
+        self._listener = listen(where, host, port)
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.RLock()
         self._peers: dict[int, Peer] = {}
         self._hearers: dict[str, Callable[[Peer, str, Stamp], bool]] = {"PING": self._pong}
         self._any_text: set[str] = set()
         self._holders = 1
+        self._is_crowded = False
         self._looked_s = self._idle_s = time.monotonic()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
@@ -159,11 +118,11 @@ class LineServer:
         """Say a line to one peer; from any thread."""
         with self._lock:
             if not peer.is_dead:
-                self._send(peer, _encoded(text))
+                self._send(peer, encoded(text))
 
     def tell(self, text: str, *, answers: int | None = None) -> None:
         """Say a line to all peers; from any thread. `answers`: the number of the answer that it is."""
-        data = _encoded(text)
+        data = encoded(text)
         with self._lock:
             for peer in self._peers.values():
                 self._send(peer, data)
@@ -195,13 +154,7 @@ class LineServer:
     def drop(self, peer: Peer, reason: str) -> None:
         """Close a connection as soon as the answers due on it are told, and say why; from the thread `tcp`."""
         log_event(log, "tcp_refused", logging.WARNING, peer=peer.name, reason=reason)
-        self.say(peer, f"REFUSED {reason}")
-        if not peer.due:
-            self._forget(peer)
-        elif peer.leaves_s is None:
-            peer.leaves_s = time.monotonic() + LINGER_S
-            peer.partial_since, peer.is_held = None, False
-            peer.inbox.clear()
+        self._dismiss(peer, reason)
 
     def hold(self) -> None:
         """Keep it open until one more `close`."""
@@ -216,6 +169,13 @@ class LineServer:
                 return
         self._ring()
         self._thread.join()
+
+    def _dismiss(self, peer: Peer, reason: str) -> None:
+        self.say(peer, f"REFUSED {reason}")
+        if not peer.due:
+            self._forget(peer)
+        else:
+            peer.leave(LINGER_S)
 
     def _ring(self) -> None:
         with self._lock:
@@ -299,17 +259,19 @@ class LineServer:
         with self._lock:
             if events & selectors.EVENT_WRITE:
                 self._flush(peer)
-        if not peer.is_dead and (peer.is_held or events & selectors.EVENT_READ):
+        if not (peer.is_dead or peer.has_ended) and (peer.is_held or events & selectors.EVENT_READ):
             self._read(peer)
         else:
             peer.empty_s = self._looked_s
         if peer.partial_since is not None and time.monotonic() >= peer.partial_since + PARTIAL_S:
             self.drop(peer, f"a line without its end for {PARTIAL_S:g} s")
+        if not (peer.has_spoken or peer.is_over or self._greeting) and time.monotonic() >= peer.since_s + SILENT_S:
+            self.drop(peer, f"no line for {SILENT_S:g} s")
         if peer.is_dead or self._has_left(peer):
             self._forget(peer)
         elif peer.sock.fileno() >= 0:
-            wanted = (0 if peer.is_held else selectors.EVENT_READ) | (selectors.EVENT_WRITE if peer.outbox else 0)
-            self._watch(peer, wanted)
+            hears = not (peer.is_held or peer.has_ended)
+            self._watch(peer, selectors.EVENT_READ * hears | selectors.EVENT_WRITE * bool(peer.outbox))
 
     def _has_left(self, peer: Peer) -> bool:
         if peer.leaves_s is None:
@@ -335,11 +297,13 @@ class LineServer:
                 peer.empty_s = before_s
                 return
             except OSError:
-                data = b""
+                peer.is_dead = True
+                return
             if not data:
                 if peer.inbox:
                     log_event(log, "tcp_cut", logging.WARNING, peer=peer.name, reason="a line without its end")
-                peer.is_dead = True
+                peer.has_ended = True
+                peer.leave(ANSWERS_S)
                 return
             if peer.leaves_s is not None:
                 return
@@ -369,7 +333,7 @@ class LineServer:
 
     def _bring(self, peer: Peer, line: bytes, at: Stamp) -> bool:
         """One line to its hearer; False when that can't take it now."""
-        text = _decoded(line)
+        text = decoded(line)
         if text is None:
             self.drop(peer, NO_LINE)
             return True
@@ -408,7 +372,7 @@ class LineServer:
             return False
         peer = Peer(f"{address[0]}:{address[1]}", str(address[0]), sock, empty_s=self._idle_s)
         sock.setblocking(False)
-        _keep_alive(sock)
+        keep_alive(sock)
         if self._make_room(peer):
             with self._lock:  # what changes meanwhile is said after the greeting
                 self._peers[sock.fileno()] = peer
@@ -416,16 +380,24 @@ class LineServer:
                     self.say(peer, line)
             self._watch(peer, selectors.EVENT_READ)
         else:
-            self.drop(peer, "too many connections")
+            self._dismiss(peer, TOO_MANY)
         return True
 
     def _make_room(self, peer: Peer) -> bool:
-        same = [other for other in self._peers.values() if other.address == peer.address]
-        if len(same) < PEERS_PER_ADDRESS and len(self._peers) < PEERS:
-            return True
-        silent = next((other for other in same if not other.has_spoken), None)
+        """Send the oldest silent one away where it is needed; False when all have spoken. A crowd is told once."""
+        rivals = [other for other in self._peers.values() if other.address == peer.address]
+        if len(rivals) < PEERS_PER_ADDRESS:
+            rivals = list(self._peers.values())
+            if len(rivals) < PEERS:
+                self._is_crowded = False
+                return True
+        silent = next((other for other in rivals if not (other.has_spoken or other.is_over)), None)
+        if not self._is_crowded:
+            self._is_crowded = True
+            gone = (silent or peer).name
+            log_event(log, "tcp_crowded", logging.WARNING, peers=len(self._peers), newcomer=peer.name, closed=gone)
         if silent is not None:
-            self.drop(silent, "too many connections")
+            self._dismiss(silent, TOO_MANY)
         return silent is not None
 
     def _forget(self, peer: Peer) -> None:
@@ -438,58 +410,3 @@ class LineServer:
                 self._selector.unregister(peer.sock)
             peer.partial_since, peer.is_held = None, False
             peer.sock.close()
-
-
-def is_printable(text: str) -> bool:
-    """Whether there are no control characters, but for `SEPARATORS`."""
-    return text.translate(SEPARATORS).isprintable()
-
-
-def _decoded(line: bytes) -> str | None:
-    """A line's text without its frame; None where there is none: too long, bytes, or control characters alone."""
-    try:
-        text = line.decode().strip(FRAME)
-    except UnicodeDecodeError:
-        return None
-    is_text = not text or any(c.isprintable() and c != " " for c in text)
-    return text if is_text and len(line) <= LINE_BYTES else None
-
-
-def _encoded(text: str) -> bytes:
-    """One line, whatever the text: what can't be printed becomes a space; cut to `LINE_BYTES`."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return printable.encode(errors="replace")[: LINE_BYTES - 2].decode(errors="ignore").rstrip(" ").encode() + b"\r\n"
-
-
-_PROBLEMS = {
-    errno.EADDRINUSE: ("is in use", "another program listens there (`ss -tlnp` shows which); choose another port"),
-    errno.EADDRNOTAVAIL: ("is no address of this machine", "`ip address` lists them; 0.0.0.0 is all of them"),
-    errno.EACCES: ("is not allowed", "ports under 1024 are for root; choose a higher one"),
-}
-
-
-def _listen(where: str, host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except (OSError, UnicodeError) as error:
-        listener.close()
-        number = error.errno if isinstance(error, OSError) else None
-        problem, hint = _PROBLEMS.get(number or 0, (f"can't be used ({error})", "give an IP address of this machine"))
-        raise ConfigError(f"{where}: {host} port {port} {problem}", hint=hint) from error
-    return listener
-
-
-def _keep_alive(sock: socket.socket) -> None:
-    """Send at once, and notice within `DEAD_MS` that the other side is gone (tcp(7))."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_MS // 2_000)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, DEAD_MS // 2_000)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_MS)

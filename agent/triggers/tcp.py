@@ -20,7 +20,8 @@ from agent.errors import ConfigError
 from agent.frame import Fault, Part, Stamp
 from agent.log import log_event
 from agent.triggers.ids import cleaned_id
-from agent.triggers.lines import LineServer, Peer, is_printable
+from agent.triggers.lines import LineServer
+from agent.triggers.peer import Peer, is_printable
 from agent.triggers.queue import TriggerQueue, TriggerWatcher
 
 __all__ = ["TcpTrigger"]

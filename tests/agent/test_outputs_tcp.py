@@ -15,7 +15,7 @@ from agent.frame import Fault, Part, Stamp
 from agent.outputs import FastPath, open_outputs
 from agent.outputs.tcp import TcpOutput, open_tcp_output
 from agent.triggers import Trigger, lines, open_trigger, tcp
-from agent.triggers.lines import Peer
+from agent.triggers.peer import Peer
 from agent.triggers.tcp import TcpTrigger
 from tests.kit.cameras import HandCamera
 from tests.kit.plc import Plc
@@ -221,6 +221,62 @@ def test_a_refused_trigger_is_answered_at_once(opened: Opened) -> None:
     )
     assert late[-1] == "RESULT 1 A1 ok 1 good"
     assert isinstance(refused, Fault)
+
+
+def test_one_who_has_said_all_still_hears_the_result(opened: Opened) -> None:
+    """`printf 'TRIGGER A\\n' | nc HOST PORT`: its end of input is no hanging up. Then we hang up."""
+    trigger = opened.trigger()
+    output = opened.output(trigger)
+    fast = opened.fast(output)
+    trigger.watch(fast)
+    plc = opened.plc(output)
+    plc.say("TRIGGER A1", "TRIGGER A2")
+    plc.finish()
+    parts = [trigger.next(10), trigger.next(10)]
+    with opened.plc(output) as other:  # by now the server has seen the end, in whatever order it looked
+        other.say("PING")
+        other.lines_until("PONG")
+    for part in parts:
+        assert isinstance(part, Part)
+        fast.begin(part)
+        fast.finish(part, "ok", "good")
+
+    assert [line for line in plc.rest() if line.startswith("RESULT")] == [
+        "RESULT 1 A1 ok 1 good",
+        "RESULT 2 A2 ok 1 good",
+    ]
+
+
+def test_one_who_has_said_all_is_not_kept_for_ever(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that nobody answers holds no connection, and the place of the one who triggered is free at once."""
+    monkeypatch.setattr(lines, "ANSWERS_S", 0.2)
+    trigger = opened.trigger(waiting=8)
+    output = opened.output(trigger)
+    plc = opened.plc(output)
+    plc.say("TRIGGER A1")
+    plc.finish()
+    first = trigger.next(10)
+    heard = plc.rest()
+    after = opened.plc(output, address="127.0.0.2")
+    after.say("TRIGGER A2")
+    second = trigger.next(10)
+
+    assert isinstance(first, Part)
+    assert not [line for line in heard if line.startswith("RESULT")]
+    assert isinstance(second, Part)
+
+
+def test_one_who_listens_may_be_silent(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A display only hears results: it is not closed for its silence."""
+    monkeypatch.setattr(lines, "SILENT_S", 0.0)
+    output = opened.output()
+    display, plc = opened.plc(output), opened.plc(output)
+    for _ in range(3):  # so often the server has looked at everybody
+        plc.say("PING")
+        plc.lines_until("PONG")
+    output.result(part_at(1), "ok", "good")
+
+    assert display.line() == "RESULT 1 p1 ok 1 good"
 
 
 @pytest.mark.parametrize("no_line", [b"\xff\xfe\r\n", b"x" * 600 + b"\r\n", b"TRIG A2\r\n"])

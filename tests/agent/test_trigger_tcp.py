@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import socket
 import threading
@@ -20,6 +21,7 @@ from agent.config import TcpTriggerConfig
 from agent.errors import ConfigError
 from agent.frame import Fault, Part, Stamp
 from agent.triggers import lines, open_trigger, queue, tcp
+from agent.triggers.peer import Peer
 from agent.triggers.tcp import UNREAD_S, TcpTrigger
 from tests.kit.cameras import HandCamera
 from tests.kit.plc import Plc
@@ -89,7 +91,7 @@ def stopped(server: lines.LineServer) -> Iterator[None]:
     """Its thread stands still as a stopped process does, for longer than is bearable."""
     standing, go_on = threading.Event(), threading.Event()
 
-    def stand(peer: lines.Peer, rest: str, at: Stamp) -> bool:
+    def stand(peer: Peer, rest: str, at: Stamp) -> bool:
         standing.set()
         return go_on.wait(30)
 
@@ -230,6 +232,54 @@ def test_a_thousand_connections_cost_nobody_the_line(opened: Opened) -> None:
 
     assert {one.id for one in parts if isinstance(one, Part)} == {"A1", "A3"}
     assert held <= lines.PEERS_PER_ADDRESS + 1
+
+
+def test_silent_connections_of_many_addresses_keep_no_plc_out(opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
+    """All places are taken by those who never said a line: the oldest of them goes, and that is told once."""
+    caplog.set_level(logging.WARNING, "agent.tcp")
+    trigger = opened.trigger()
+    silent = [
+        Plc(trigger.server.port, address=f"127.0.1.{number // lines.PEERS_PER_ADDRESS + 1}")
+        for number in range(lines.PEERS)
+    ]
+    plcs = [opened.plc(trigger, address=f"127.0.2.{number}") for number in (1, 2)]
+    plcs[0].say("A1")
+    told = [one.rest() for one in silent[:2]]
+    crowded = [record for record in caplog.records if record.getMessage() == "tcp_crowded"]
+    for one in silent:
+        one.close()
+
+    assert ids(taken(trigger, 1)) == ["A1"]
+    assert told == [["REFUSED too many connections"]] * 2
+    assert len(crowded) == 1
+
+
+def test_a_crowd_of_newcomers_sends_no_plc_away(opened: Opened) -> None:
+    """Whoever has said a line keeps its place, from whatever addresses the crowd comes."""
+    trigger = opened.trigger()
+    plc = opened.plc(trigger, address="127.0.2.1")
+    crowd = [Plc(trigger.server.port, address=f"127.0.1.{number % 9 + 1}") for number in range(200)]
+    plc.say("PING still here")
+    answer = plc.line()
+    for one in crowd:
+        one.close()
+
+    assert answer == "PONG still here"
+
+
+def test_a_connection_that_says_nothing_is_closed_after_its_time(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody is told results, one who never speaks is of no use; one who has spoken may be silent for ever."""
+    trigger = opened.trigger()
+    plc = opened.plc(trigger)
+    monkeypatch.setattr(lines, "SILENT_S", 0.05)
+    with Plc(trigger.server.port) as silent:
+        told = silent.rest()
+    plc.say("PING still here")
+
+    assert told == ["REFUSED no line for 0.05 s"]
+    assert plc.line() == "PONG still here"
 
 
 def test_those_who_speak_are_not_sent_away_for_a_newcomer(opened: Opened) -> None:

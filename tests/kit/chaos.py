@@ -24,6 +24,7 @@ __all__ = ["Book", "ChaosEngine", "Plant", "Shown", "Tap"]
 
 SIDE_PX = 32
 BITS = 24
+VALUES = 1 << np.arange(BITS)
 
 
 def picture(number: int, *, good: bool, dice: np.random.Generator) -> NDArray[np.uint8]:
@@ -31,15 +32,13 @@ def picture(number: int, *, good: bool, dice: np.random.Generator) -> NDArray[np
     image = dice.integers(235, 256, (SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
     if not good:
         image -= 215
-    for bit in range(BITS):
-        image[0, bit] = 250 if number >> bit & 1 else 30
+    image[0, :BITS] = np.where(number & VALUES, 250, 30).astype(np.uint8)[:, None]
     return image
 
 
 def number_of(image: NDArray[np.uint8]) -> int:
     """The number of a picture, or of a tensor made of it."""
-    bits = image.reshape(-1, 3)[:BITS, 1] > 140
-    return int(sum(1 << bit for bit, is_set in enumerate(bits) if is_set))
+    return int(VALUES[image.reshape(-1, 3)[:BITS, 1] > 140].sum())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

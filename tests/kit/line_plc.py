@@ -22,6 +22,7 @@ class LinePlc:
     def __init__(self, port: int) -> None:
         self._port = port
         self._lines: list[list[str]] = []
+        self._results = 0
         self._changed = threading.Condition()
 
     def trigger(self, part: str) -> None:
@@ -33,6 +34,11 @@ class LinePlc:
         """The lines that began with this word, in five fields at most."""
         with self._changed:
             return [line for line in self._lines if line[0] == word]
+
+    @property
+    def results(self) -> int:
+        """How many RESULT lines came."""
+        return self._results
 
     def wait_for(self, word: str, count: int) -> list[list[str]]:
         """Until so many such lines came."""
@@ -46,6 +52,7 @@ class LinePlc:
             for line in lines:
                 with self._changed:
                     self._lines.append(line.strip().split(" ", 4))
+                    self._results += line.startswith("RESULT ")
                     self._changed.notify_all()
 
     def _connected(self) -> bool:

@@ -68,6 +68,10 @@ class Plc:
             lines.append(line)
         return lines
 
+    def finish(self) -> None:
+        """Say no more, and go on reading: what `nc` does at the end of its input."""
+        self._sock.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         """Hang up."""
         self._sock.close()
