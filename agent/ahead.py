@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+import queue
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -43,19 +43,17 @@ class Ahead(Generic[Taken]):
         self._depth, self._limit = depth, limit
         self._count = 0
         self._turns = self._turns_seen = 0
-        self._queue: collections.deque[Taken] = collections.deque()
-        self._changed = threading.Condition()
-        self._is_stopped = False
+        # Queues without locks of Python's own: a hand-over costs a tenth of a Condition's, and there is one per part.
+        self._queue: queue.SimpleQueue[Taken | None] = queue.SimpleQueue()  # None is its end
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_stopped = self._is_empty = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ahead", daemon=True) if depth else None
 
     @property
     def ended(self) -> bool:
         """No part will ever come again, and all were given."""
-        if self._thread is None:
-            return self._is_over()
-        with self._changed:
-            return not self._thread.is_alive() and not self._queue and self._error is None
+        return self._is_over() if self._thread is None else self._is_empty
 
     def next(self, timeout_s: float) -> Taken | None:
         """The next frame, or why there is none; None when no part came in time.
@@ -65,52 +63,53 @@ class Ahead(Generic[Taken]):
         """
         if self._thread is None:
             return self._take_one()
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._error is not None or self._is_stopped, timeout_s)
-            taken = self._queue.popleft() if self._queue else None
-            self._changed.notify_all()
-        if taken is None and self._error is not None:
+        try:
+            taken = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if taken is not None:
+            self._room.put(None)
+        elif self._error is not None:
             raise self._error
+        else:
+            self._is_empty = True
         return taken
 
     def is_moving(self) -> bool:
         """Whether parts are still being taken: not since the last question means that a camera or trigger hangs."""
         if self._thread is None:
             return True
-        with self._changed:
-            moved = self._turns != self._turns_seen or len(self._queue) >= self._depth or not self._thread.is_alive()
-            self._turns_seen = self._turns
-            return moved
+        turns, before = self._turns, self._turns_seen
+        self._turns_seen = turns
+        return turns != before or self._queue.qsize() >= self._depth or not self._thread.is_alive()
 
     def __enter__(self) -> Ahead[Taken]:
         if self._thread is not None:
+            for _ in range(self._depth):
+                self._room.put(None)
             self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
-            self._is_stopped = True
-            self._changed.notify_all()
+        self._is_stopped = True
+        self._room.put(None)
         if self._thread is not None:
             self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
         try:
             while not self._is_over() and self._wait_for_room():
-                taken = self._take_one()
-                with self._changed:
+                taken = None
+                while taken is None and not self._is_over() and not self._is_stopped:
+                    taken = self._take_one()
                     self._turns += 1
-                    if taken is not None:
-                        self._queue.append(taken)
-                        self._changed.notify_all()
+                if taken is not None:
+                    self._queue.put(taken)
         except BaseException as error:  # the line raises it
-            with self._changed:
-                self._error = error
-        with self._changed:
-            self._is_stopped = True
-            self._changed.notify_all()
+            self._error = error
+        self._queue.put(None)
 
     def _take_one(self) -> Taken | None:
         taken = self._take()
@@ -120,6 +119,5 @@ class Ahead(Generic[Taken]):
         return taken
 
     def _wait_for_room(self) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._queue) < self._depth or self._is_stopped)
-            return not self._is_stopped
+        self._room.get()
+        return not self._is_stopped

@@ -30,7 +30,7 @@ from agent.bundle import Bundle, open_bundle
 from agent.cameras import Camera, open_camera, open_view
 from agent.config import AgentConfig, FrameTriggerConfig, FreeRunConfig, LineConfig
 from agent.cores import beside, line_cores, running_on
-from agent.engines import BEFORE_BUILD, OpenedEngine, goes_live, open_cache, open_engine
+from agent.engines import BEFORE_BUILD, OpenedEngine, goes_live, open_cache, open_engine, time_for_one
 from agent.errors import JournalError, NotDurable
 from agent.face import Face
 from agent.health import Heartbeat, clock_synced, notify
@@ -108,7 +108,13 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
         bundle = open_bundle(config.bundle)
         require_acceptance(config, bundle)
         with running_on(cores):
-            engine = open_engine(bundle, config.engine, cache=open_cache(config), building=_tell_building)
+            engine = open_engine(
+                bundle,
+                config.engine,
+                cache=open_cache(config),
+                building=_tell_building,
+                within_ms=time_for_one(config),
+            )
         stack.callback(engine.close)
         admission = admit(config, bundle, engine)
         goes_live(engine, open_cache(config))

@@ -29,7 +29,7 @@ from agent.config import (
     read_config,
 )
 from agent.cores import line_cores
-from agent.engines import Engine, fell_back, open_cache, open_engine
+from agent.engines import Engine, fell_back, open_cache, open_engine, time_for_one
 from agent.errors import AgentError, ConfigError
 from agent.frame import Fault, Part, Stamp
 from agent.health import clock_synced
@@ -246,7 +246,7 @@ def _policy_of_detector(bundle: Bundle, config: AgentConfig, text: str) -> Findi
 
 def _engine(bundle: Bundle, config: AgentConfig, identity: dict[str, str]) -> Finding:
     """Open it and replay the goldens; `identity` gets what it is."""
-    engine = open_engine(bundle, config.engine, cache=open_cache(config))
+    engine = open_engine(bundle, config.engine, cache=open_cache(config), within_ms=time_for_one(config))
     identity.update(engine.identity)
     try:
         found = _golden(bundle, engine, reference_graph(bundle, engine, config.engine))
@@ -292,9 +292,12 @@ def _pace(config: AgentConfig) -> Finding:
     pinned = line_cores(config.line.pin_cores)
     cores = pinned or os.sched_getaffinity(0)
     reading = not isinstance(config.trigger, FrameTriggerConfig) or config.line.ahead > 0
-    threads = config.engine.threads + len(config.views) + reading
+    wanted = 1 if config.engine.threads == "auto" else config.engine.threads
+    threads = wanted + len(config.views) + reading
     text = f"{threads} threads of engine and cameras on {len(cores)} cores{' of their own' if pinned else ''}"
-    if config.engine.threads > len(cores):
+    if config.engine.threads == "auto":
+        text = f"{text}, more of the engine where the start-up test finds that they pay"
+    if wanted > len(cores):
         return Finding(
             subject="pace",
             level="warn",

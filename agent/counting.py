@@ -29,16 +29,12 @@ class Counted:
     Attributes:
         finding: with its zone.
         limits: of its zone, or of the picture around the zones.
+        level: 0 under both limits, 1 from `review_above`, 2 from `defect_above`.
     """
 
     finding: Finding
     limits: PolicySpec
-
-    @property
-    def level(self) -> int:
-        """0 under both limits, 1 from `review_above`, 2 from `defect_above`."""
-        score = self.finding.score
-        return (score >= self.limits.review_above) + (score >= self.limits.defect_above)
+    level: int
 
     @property
     def rank(self) -> tuple[int, int, float]:
@@ -66,8 +62,10 @@ class FindingCounter:
         return sorted((one for one in counted if one is not None), key=lambda one: one.rank, reverse=True)
 
     def _strictest(self, finding: Finding) -> Counted | None:
+        if not self._zones:  # the commonest, and on the way of every part
+            return None if self._is_small(finding, None) else _counted(finding, self._limits)
         places = (
-            Counted(finding=dataclasses.replace(finding, zone=zone.name) if zone else finding, limits=limits)
+            _counted(dataclasses.replace(finding, zone=zone.name) if zone else finding, limits)
             for zone, limits in self._places(finding)
             if not self._is_small(finding, zone)
         )
@@ -75,7 +73,7 @@ class FindingCounter:
 
     def _places(self, finding: Finding) -> Iterator[tuple[Zone | None, PolicySpec]]:
         """Zones that it overlaps, and the picture around them unless one holds all of it; none when it is ignored."""
-        if finding.box_px is None or not self._zones:
+        if finding.box_px is None:
             yield None, self._limits
             return
         shares = [(zone, zone.overlap(finding.box_px)) for zone in self._zones]
@@ -91,3 +89,8 @@ class FindingCounter:
         if least is None:
             least = self._min_sizes_mm.get(finding.class_name)
         return least is not None and finding.size_mm is not None and finding.size_mm < least
+
+
+def _counted(finding: Finding, limits: PolicySpec) -> Counted:
+    level = (finding.score >= limits.review_above) + (finding.score >= limits.defect_above)
+    return Counted(finding=finding, limits=limits, level=level)

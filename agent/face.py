@@ -6,12 +6,13 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from agent import __version__
 from agent.board import Board
 from agent.bundle import Bundle
 from agent.config import AgentConfig
+from agent.damping import STEADY_S, Damping
 from agent.frame import Stamp
 from agent.journal import Journal
 from agent.log import log_event
@@ -69,10 +70,12 @@ class Face:
         journal: takes the events, knows the numbers.
         fault: told what keeps the line from judging parts, and None when nothing does: for the fast outputs.
         board: the board.
+        clock: monotonic seconds, for what is unsteady.
 
     Attributes:
         stopped: why the line ends itself; None while it does not.
         late: gives the parts of this run that were decided after their deadline.
+        camera: gives the camera's own counters by their names; none until it is set.
         tell_status: called when the status has changed.
     """
 
@@ -85,14 +88,19 @@ class Face:
         *,
         fault: Callable[[str | None], None],
         board: Board | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._bundle, self._engine, self._journal = config, bundle, engine, journal
         self._since = self._started = Stamp.now()
+        self._lock = threading.RLock()  # the line changes it, the publisher's thread looks
         self._faults: dict[str, str] = {}
+        self._lost: dict[str, str | None] = {}
+        self._dampings = {what: Damping(clock) for what in ("camera", "trigger", "output")}
         self._tell_outputs = fault
         self._throttling = Throttling(board or Board(), self._throttled)
         self.stopped: str | None = None
         self.late: Callable[[], int] = lambda: 0
+        self.camera: Callable[[], Mapping[str, int]] = dict
         self.tell_status: Callable[[], None] = lambda: None
 
     def engine_changed(self, fault: str | None, fails: bool, *, stop: threading.Event) -> None:
@@ -110,18 +118,62 @@ class Face:
         self._note("engine", fault)
 
     def changed(self, what: str, reason: str | None) -> None:
-        """Tell the plant once that the camera (trigger, output) is lost, and once that it is back."""
-        name = self._config.camera.name if what == "camera" else what
-        shown = f"camera {name}" if what == "camera" else f"the {what}"
-        if reason is None:
-            self._journal.event(f"{what}_found", "info", f"{shown} is back", **{what: name})
-            log_event(log, f"{what}_found", logging.INFO, **{what: name})
-        else:
-            self._journal.event(f"{what}_lost", "alarm", f"{shown}: {reason}", **{what: name})
-            log_event(log, f"{what}_lost", logging.ERROR, **{what: name}, reason=reason)
-        self._note(what, None if reason is None else f"{shown}: {reason}")
+        """Tell the plant once that the camera (trigger, output) is lost, and once that it is back.
+
+        What is lost more than three times within a minute is told once more, as `camera_unsteady`. From then on it is
+        counted, until it has held for a minute: see `agent.damping`. The fast outputs hear of every change.
+        """
+        self.look()
+        with self._lock:
+            self._lost = {**self._lost, what: None if reason is None else f"{self._shown(what)}: {reason}"}
+            damping = self._dampings[what]
+            how = damping.changed(reason)
+            if how == "tell":
+                self._tell_changed(what, reason)
+            elif how == "unsteady":
+                self._tell_unsteady(what, damping)
+            else:
+                log_event(log, f"{what}_flaps", logging.DEBUG, losses=damping.losses, reason=reason or "back")
         if what in ("camera", "trigger"):
             self.ready()
+
+    def look(self) -> None:
+        """Tell what was unsteady and holds again; from any thread, and now and then."""
+        with self._lock:
+            for what, damping in self._dampings.items():
+                if damping.is_steady_again():
+                    meanwhile = f"lost {damping.losses} times within {damping.seconds:.0f} s"
+                    self._tell_changed(what, damping.reason, meanwhile, losses=damping.losses)
+                    damping.losses = 0
+
+    def _tell_changed(self, what: str, reason: str | None, meanwhile: str = "", **data: int) -> None:
+        name, shown = self._named(what), self._shown(what)
+        after = f" and holds, after it was {meanwhile}" if meanwhile else ""
+        if reason is None:
+            self._journal.event(f"{what}_found", "info", f"{shown} is back{after}", **{what: name}, **data)
+            log_event(log, f"{what}_found", logging.INFO, **{what: name}, **data)
+        else:
+            text = f"{shown}: {reason}{f', and stays away; {meanwhile} before' if meanwhile else ''}"
+            self._journal.event(f"{what}_lost", "alarm", text, **{what: name}, **data)
+            log_event(log, f"{what}_lost", logging.ERROR, **{what: name}, reason=reason, **data)
+        self._note(what, None if reason is None else f"{shown}: {reason}")
+
+    def _tell_unsteady(self, what: str, damping: Damping) -> None:
+        name = self._named(what)
+        fault = (
+            f"{self._shown(what)}: unsteady, lost {damping.losses} times within {damping.seconds:.0f} s, "
+            f"the last time: {damping.reason}"
+        )
+        text = f"{fault}; told again when nothing has changed for {STEADY_S:.0f} s"
+        self._journal.event(f"{what}_unsteady", "alarm", text, **{what: name}, losses=damping.losses)
+        log_event(log, f"{what}_unsteady", logging.ERROR, **{what: name}, losses=damping.losses, reason=damping.reason)
+        self._note(what, fault)
+
+    def _named(self, what: str) -> str:
+        return self._config.camera.name if what == "camera" else what
+
+    def _shown(self, what: str) -> str:
+        return f"camera {self._named(what)}" if what == "camera" else f"the {what}"
 
     def keep_out(self, stop: threading.Event) -> None:
         """An engine that is not as accepted before the first part: the line ends without one."""
@@ -131,10 +183,11 @@ class Face:
 
     def ready(self) -> None:
         """The line takes parts, unless camera or trigger are lost already: the fast outputs hear which it is."""
-        self._tell_outputs(next((fault for w in ("camera", "trigger") if (fault := self._faults.get(w))), None))
+        self._tell_outputs(next((fault for w in ("camera", "trigger") if (fault := self._lost.get(w))), None))
 
     def idle(self) -> None:
         """No part is there: a look at the board delays none."""
+        self.look()
         self._throttling.look()
 
     def status(self) -> StatusMessage:
@@ -158,6 +211,7 @@ class Face:
 
     def metrics(self) -> MetricsMessage:
         """The numbers of the moment."""
+        self.look()
         self._throttling.look()
         stats, now = self._journal.stats(), Stamp.now()
         return MetricsMessage(
@@ -171,14 +225,16 @@ class Face:
             disk_free_bytes=shutil.disk_usage(self._config.state_dir).free,
             ledger=stats.ledger.counts(),
             late=self.late(),
+            camera=dict(self.camera()),
             throttled=self._throttling.now,
             temperature_c=self._throttling.temperature_c,
         )
 
     def _note(self, what: str, fault: str | None) -> None:
-        self._since = Stamp.now()
-        faults = {name: reason for name, reason in self._faults.items() if name != what}
-        self._faults = faults if fault is None else {**faults, what: fault}
+        with self._lock:
+            self._since = Stamp.now()
+            faults = {name: reason for name, reason in self._faults.items() if name != what}
+            self._faults = faults if fault is None else {**faults, what: fault}
         self.tell_status()
 
     def _throttled(self, by: tuple[str, ...]) -> None:

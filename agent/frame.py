@@ -93,8 +93,10 @@ class Fault:
         part: whose result is missing.
         stage: where it failed.
         reason: in words, for the person at the line.
+        is_refusal: the trigger came while too many waited.
     """
 
     part: Part
     stage: Stage
     reason: str
+    is_refusal: bool = False

@@ -19,10 +19,12 @@ __all__ = [
     "EventMessage",
     "FindingMessage",
     "ImageRef",
+    "LocatedMessage",
     "MetricsMessage",
     "Milliseconds",
     "StatusMessage",
     "VerdictMessage",
+    "ViewImageRef",
     "ViewMessage",
     "rfc3339",
     "to_json",
@@ -54,6 +56,39 @@ class FindingMessage:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LocatedMessage:
+    """Where the part lay, found by matching the template of the region of interest.
+
+    Attributes:
+        score: of the match, a normalised correlation, -1 to 1.
+        shift_x_px: from where the template's middle lies in the reference picture to where it lies in this one, in
+            pixels of the frame; to the right.
+        shift_y_px: likewise, downwards.
+        turn_deg: how far the part is turned against the reference, in degrees, clockwise.
+    """
+
+    score: float
+    shift_x_px: float
+    shift_y_px: float
+    turn_deg: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ViewImageRef:
+    """The picture of one flagged view; it comes on the topic `ROOT/image/ID`.
+
+    Attributes:
+        id: of the picture.
+        sha256: hex; null where a part with very many flagged views leaves no room for it in 4 kB.
+        bytes: its size.
+    """
+
+    id: str
+    sha256: str | None
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ViewMessage:
     """What one of several cameras alone would have decided.
 
@@ -62,12 +97,15 @@ class ViewMessage:
         decision: `ok`, `defect`, `review` or `error`.
         class_: on the wire `class`; the class that decided, or null.
         score: defect score, 0 to 1, or null.
+        image: reference to its own picture where this view is flagged, or null; also null in the last of very many
+            flagged views, where 4 kB have no room for it: the journal names all.
     """
 
     name: str
     decision: str
     class_: str | None
     score: float | None
+    image: ViewImageRef | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +159,15 @@ class VerdictMessage:
         n_findings: how many findings there are: classes, or a detector's that reach the lower limit that holds for
             them; `findings` may hold fewer to stay under 4 kB.
         findings: the foremost ones.
-        image: reference to the flagged picture, or null.
+        image: reference to the flagged picture, of several views that of the worst one, or null.
         ms: milliseconds per stage.
         chain: hash of this record and the chain before it (hex), or null until the journal keeps one.
         replayed: true when sent again on request.
         views: one per camera where several see a part, the first camera first; the worst one is the part's decision.
+            Fewer, flagged ones first, only where even without findings they take more than 4 kB.
         late_ms: how long after its deadline the part was decided (the fast outputs were told `error` then), or null.
+        located: where the part lay, of several views in the picture of the worst one; null where nobody searched, or
+            where it was not found.
     """
 
     schema: int = 1
@@ -159,6 +200,7 @@ class VerdictMessage:
     replayed: bool = False
     late_ms: float | None = None
     views: tuple[ViewMessage, ...] = ()
+    located: LocatedMessage | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +257,8 @@ class MetricsMessage:
         late: parts of this run that were decided after their deadline.
         throttled: what holds the board back now (heat, a weak power supply), in words; empty when nothing does.
         temperature_c: of the hottest sensor, or null where the board tells none.
+        camera: the camera's own counters of this run by their names, such as frames lost on the network; which there
+            are depends on the camera, and none for one that counts nothing.
     """
 
     schema: int = 1
@@ -230,6 +274,7 @@ class MetricsMessage:
     late: int = 0
     throttled: tuple[str, ...] = ()
     temperature_c: float | None = None
+    camera: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 Message = VerdictMessage | StatusMessage | EventMessage | MetricsMessage

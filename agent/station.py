@@ -114,7 +114,7 @@ class Station:
         self._beat = beat
         self._changed = changed
         self._between = between
-        self._lost: dict[str, str | None] = {}
+        self._lost: tuple[str | None, str | None, str | None] = (None, None, None)
         trigger.watch(_Doorbell(journal, fast))
         journal.tell_recorded(_log_verdict)
         if line.result == "durable":
@@ -228,9 +228,11 @@ class Station:
 
     def _watch(self) -> None:
         """Tell once what is lost, and once that it is back."""
-        now = {"camera": self._camera.lost, "trigger": self._trigger.lost, "output": self._fast.trouble}
-        for what, reason in now.items():
-            if (reason is None) != (self._lost.get(what) is None):
+        now = self._camera.lost, self._trigger.lost, self._fast.trouble
+        if now == self._lost:
+            return
+        for what, reason, before in zip(("camera", "trigger", "output"), now, self._lost, strict=True):
+            if (reason is None) != (before is None):
                 self._changed(what, reason)
         self._lost = now
 

@@ -102,6 +102,12 @@ class _Reader:
         if raw is None and type(None) in options:
             return None
         options = tuple(o for o in options if o is not type(None))
+        words = [word for o in options if get_origin(o) is Literal for word in get_args(o)]
+        if words and isinstance(raw, str):  # a number, or a word in its place
+            if raw not in words:
+                self._refuse(where, f"got {shown(raw)}, expected {', '.join(words)} or {_WORDS[options[0]]}")
+            return raw
+        options = tuple(o for o in options if get_origin(o) is not Literal)
         if len(options) == 1:
             return self._value(options[0], raw, where, meta)
         if not isinstance(raw, dict):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import time
 from collections.abc import Mapping, Sequence
 
 from agent.bundle.manifest import Manifest, PolicySpec
@@ -203,8 +204,7 @@ class Policy:
         if fault is not None:
             return Verdict(decision=Decision.ERROR, reason=fault, inspection=inspection, decided=decided)
         judge = self._judge_findings if inspection.task == "detect" else self._judge_score
-        verdict = judge(inspection, decided)
-        return dataclasses.replace(verdict, decide_ms=(Stamp.now().mono_ns - decided.mono_ns) / 1e6)
+        return judge(inspection, decided)
 
     def _judge_score(self, inspection: Inspection, decided: Stamp) -> Verdict:
         """A classifier's part: by its defect score."""
@@ -232,6 +232,7 @@ class Policy:
             score=score,
             threshold=threshold,
             decided=decided,
+            decide_ms=_since_ms(decided),
         )
 
     def _judge_findings(self, inspection: Inspection, decided: Stamp) -> Verdict:
@@ -266,7 +267,12 @@ class Policy:
             threshold=threshold,
             zones=self.zones,
             decided=decided,
+            decide_ms=_since_ms(decided),
         )
+
+
+def _since_ms(began: Stamp) -> float:
+    return (time.monotonic_ns() - began.mono_ns) / 1e6
 
 
 def _because(decision: Decision, deciding: Counted, *, more: int) -> str:

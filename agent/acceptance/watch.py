@@ -118,9 +118,13 @@ class EngineWatch:
 
     def hear(self, *views: Inspection) -> None:
         """What became of a part: whether the engine gave an answer to each view that it was asked about."""
-        faults = [view.fault for view in views if view.fault is not None and view.fault.stage in ("infer", "decode")]
-        fault = next(iter(faults), None)
-        if fault is None and any(view.fault is None and view.not_found is None for view in views):
+        fault, is_answered = None, False
+        for view in views:
+            if view.fault is None:
+                is_answered = is_answered or view.not_found is None
+            elif view.fault.stage in ("infer", "decode"):
+                fault = fault or view.fault
+        if fault is None and is_answered:
             self._unanswered, self._answered = 0, self._answered + 1
             self._window.append(False)
             if self._failing is not None:

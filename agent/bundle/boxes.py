@@ -82,6 +82,7 @@ class BoxDecoder:
         self._n_classes = n_classes
         self._columns = n_classes + (spec.scores == "softmax")
         self._priors = _priors(spec)
+        self._least_logit = _logit(spec.score_above)
 
     def __call__(self, boxes: NDArray[Any], scores: NDArray[Any]) -> Detections:
         """Find the detections of one picture.
@@ -99,13 +100,14 @@ class BoxDecoder:
         if not n_candidates:
             found, values, classes = (array.copy() for array in _NOTHING)
             return Detections(boxes=found, scores=values, classes=classes)
-        at, values = _best(at, values)
-        index, classes = np.divmod(at, self._n_classes)
-        found = self._decode(boxes[index].astype(np.float64), index)
+        few = n_candidates <= FEW and self.spec.boxes != "deltas"  # an exponential is not the same to the last bit
+        found, values, classes = self._few(boxes, at, values) if few else self._many(boxes, at, values)
         kept = suppress(found, values, classes, self.spec.nms_iou, limit=self.spec.max_findings)
         cut_at = cut_score(values, kept, n_candidates, self.spec.max_findings)
         if self.spec.vote_iou is None:
-            return Detections(boxes=found[kept], scores=values[kept], classes=classes[kept], cut_at=cut_at)
+            if len(kept) < len(values):
+                found, values, classes = found[kept], values[kept], classes[kept]
+            return Detections(boxes=found, scores=values, classes=classes, cut_at=cut_at)
         voted = vote(found, values, classes, kept, self.spec.vote_iou)
         return Detections(boxes=voted, scores=values[kept], classes=classes[kept], cut_at=cut_at)
 
@@ -126,7 +128,7 @@ class BoxDecoder:
             return self._softmax_candidates(scores, limit)
         flat = scores.ravel()
         if self.spec.scores == "sigmoid":
-            at = np.flatnonzero(flat >= _logit(limit))
+            at = np.flatnonzero(flat >= self._least_logit)
             return at, _sigmoid(flat[at].astype(np.float64)).astype(np.float32)
         low, high = float(flat.min()), float(flat.max())
         if low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK:
@@ -148,6 +150,35 @@ class BoxDecoder:
         values = (powers[:, 1:] / powers.sum(axis=1, keepdims=True)).astype(np.float32)
         row, column = np.nonzero(values >= limit)
         return rows[row] * self._n_classes + column, values[row, column]
+
+    def _many(self, boxes: NDArray[Any], at: Indices, values: Floats) -> tuple[Floats, Floats, Indices]:
+        """The best candidates, best first: their boxes, scores and classes."""
+        at, values = _best(at, values)
+        index, classes = np.divmod(at, self._n_classes)
+        return self._decode(boxes[index].astype(np.float64), index), values, classes
+
+    def _few(self, boxes: NDArray[Any], at: Indices, values: Floats) -> tuple[Floats, Floats, Indices]:
+        """`_many` in Python's floats, which are float64 too: the same numbers without twenty array calls."""
+        scores, places = values.tolist(), at.tolist()
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        if order != sorted(order):
+            values = values[order]
+        corners, classes = [], []
+        for index, kind in (divmod(places[i], self._n_classes) for i in order):
+            x0, y0, x1, y1 = self._corners_of(boxes[index].tolist(), index)
+            corners.append([_near(min(x0, x1)), _near(min(y0, y1)), _near(max(x0, x1)), _near(max(y0, y1))])
+            classes.append(kind)
+        return np.array(corners, dtype=np.float32), values, np.array(classes, dtype=np.int64)
+
+    def _corners_of(self, coded: list[float], index: int) -> tuple[float, float, float, float]:
+        """`_decode` of one box that is not coded as deltas."""
+        a, b, c, d = coded
+        if self.spec.boxes == "corners":
+            return a, b, c, d
+        if self.spec.boxes == "centre":
+            return a - c / 2, b - d / 2, a + c / 2, b + d / 2
+        x, y, width, height = self._priors[index].tolist()
+        return x - a * width, y - b * height, x + c * width, y + d * height
 
     def _decode(self, coded: NDArray[np.float64], index: Indices) -> Floats:
         """Boxes as (n, 4) x0, y0, x1, y1 in input pixels; see `agent.bundle.detection` for the codings."""
@@ -350,6 +381,10 @@ def _priors(spec: DetectionSpec) -> NDArray[np.float64]:
         )
         parts.append(np.stack([x, y, sizes[size, 0], sizes[size, 1]], axis=-1).reshape(-1, 4))
     return np.concatenate(parts) if parts else np.empty((0, 4))
+
+
+def _near(place: float) -> float:
+    return min(max(place, -FARTHEST_PX), FARTHEST_PX)
 
 
 def _from_centre(centre: NDArray[np.float64], size: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:

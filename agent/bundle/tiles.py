@@ -132,14 +132,18 @@ def seen_in_tile(found: Detections, placement: Placement, tile: Tile) -> Seen:
         placement: where the tile lies in the input.
         tile: where it lies in the picture.
     """
-    boxes = np.empty((len(found), 4))
-    for row, (x0, y0, x1, y1) in enumerate(found.boxes.astype(np.float64).tolist()):
+    corners, inside = [], []
+    for row, (x0, y0, x1, y1) in enumerate(found.boxes.tolist()):
         # A box without width or height still lies somewhere; only what lies in the padding has none after this.
         x, y, width, height = placement.to_image((x0, y0, max(x1 - x0, THINNEST_PX), max(y1 - y0, THINNEST_PX)))
-        boxes[row] = x, y, x + width, y + height
-    inside: NDArray[np.bool_] = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-    boxes += np.array([tile.x, tile.y, tile.x, tile.y], dtype=np.float64)
-    return Seen(boxes=boxes, scores=found.scores, classes=found.classes, cut_at=found.cut_at).only(inside)
+        if x + width > x and y + height > y:
+            corners.append((x + tile.x, y + tile.y, x + width + tile.x, y + height + tile.y))
+            inside.append(row)
+    boxes = np.array(corners, dtype=np.float64).reshape(-1, 4)
+    scores, classes = found.scores, found.classes
+    if len(inside) < len(found):
+        scores, classes = scores[inside], classes[inside]
+    return Seen(boxes=boxes, scores=scores, classes=classes, cut_at=found.cut_at)
 
 
 def merge_tiles(

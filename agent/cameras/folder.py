@@ -70,7 +70,6 @@ class FolderCamera:
         self._next = 0  # counts on over the passes of a loop
         self._given = 0
         self._first_due: float | None = None
-        self._lost: str | None = None
         self._closed = threading.Event()
         log_event(log, "folder_listed", path=path_in_words(config.path), pictures=self.total, ignored=self.ignored)
 
@@ -91,27 +90,34 @@ class FolderCamera:
 
     @property
     def lost(self) -> str | None:
-        """Set while the folder itself is gone, as when its disk was unplugged: its parts then wait."""
-        return self._lost
+        """Set while the folder itself is gone, as when its disk was unplugged: its pictures then wait.
+
+        Each call looks: a triggered folder is polled by nobody, and no trigger may come before it is back.
+        """
+        if os.access(self._config.path, os.R_OK | os.X_OK):
+            return None
+        return f"the folder {path_in_words(self._config.path)} is gone, or may not be read any more"
 
     def poll(self, timeout_s: float) -> bool:
         """Wait until the next picture is due."""
         if not self._skip_judged() or self.ended:
             return False
-        if not os.access(self._config.path, os.R_OK | os.X_OK):
-            self._lost = f"the folder {path_in_words(self._config.path)} is gone, or may not be read any more"
+        if self.lost is not None:
             self._closed.wait(timeout_s)
             return False
-        self._lost = None
         wait_s = self._due_in_s()
         if wait_s > 0:
             self._closed.wait(min(wait_s, timeout_s))
         return wait_s <= timeout_s and not self._closed.is_set()
 
     def read(self, part: Part) -> Frame | Fault:
-        """Decode the next picture, whether it is due or not."""
+        """Decode the next picture, whether it is due or not.
+
+        While the folder is gone the picture waits for another part, unless this one bears its name.
+        """
         if self.ended:
             return Fault(part=part, stage="capture", reason=f"{self.name}: there is no picture left in the folder")
+        is_named = part.id == self._part_id()
         path = self._config.path / self._names[self._next % self.total]
         self._next += 1
         self._given += 1
@@ -119,7 +125,9 @@ class FolderCamera:
         try:
             image = read_image(path, max_pixels=self._config.max_pixels)
         except ImageError as error:
-            return Fault(part=part, stage="capture", reason=error.message)
+            lost = self.lost
+            self._next -= lost is not None and not is_named
+            return Fault(part=part, stage="capture", reason=lost or error.message)
         captured = Stamp.now()
         return Frame(
             part=part,

@@ -140,7 +140,7 @@ def _asked(args: argparse.Namespace) -> _Asked:
     from agent.engines.trt_cache import EngineCache, user_cache_dir
 
     if args.config is None:
-        engine, policy, bundle, own = EngineConfig(), PolicyConfig(), args.bundle, None
+        engine, policy, bundle, own = EngineConfig(threads=1), PolicyConfig(), args.bundle, None
     else:
         station = read_config(args.config)
         engine, policy, bundle = station.engine, station.policy, args.bundle or station.bundle
@@ -237,7 +237,7 @@ def _engines(bundle: Bundle, asked: _Asked) -> dict[str, OpenedEngine]:
 
     kinds: tuple[Literal["cpu", "fp32"], ...] = ("cpu", "fp32")
     engines: dict[str, OpenedEngine] = {
-        kind: open_engine(bundle, dataclasses.replace(asked.engine, kind="onnxruntime", graph=kind))
+        kind: open_engine(bundle, dataclasses.replace(asked.engine, kind="onnxruntime", graph=kind), cache=asked.cache)
         for kind in kinds
         if kind in bundle.manifest.graphs
     }

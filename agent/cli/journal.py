@@ -9,7 +9,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,7 +31,9 @@ EPILOG = """examples:
 COLUMNS = (
     "rec", "time", "part", "decision", "code", "class", "score", "threshold", "uncertainty", "reason",
     "bundle", "bundle_digest", "engine", "id", "boot", "image_sha256", "late_ms",
+    "images", "located_score", "shift_x_px", "shift_y_px", "turn_deg",
 )  # fmt: skip
+LOCATED = {"located_score": "score", "shift_x_px": "shift_x_px", "shift_y_px": "shift_y_px", "turn_deg": "turn_deg"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,13 +114,15 @@ def _stats(reader: Any, *, as_json: bool) -> None:
 
 def _verify(reader: Any, *, as_json: bool) -> int:
     """The ledger, and from the rows themselves whether it is true."""
-    ledger, faults = reader.ledger(), reader.ledger_faults()
+    in_memory, ledger, faults = reader.in_memory(), reader.ledger(), reader.ledger_faults()
     counts = ledger.counts()
     if as_json:
-        print_json({"ledger": counts, "faults": faults})
+        print_json({"ledger": counts, "in_memory": in_memory, "faults": faults})
     else:
         parts = [f"{counts[name]} {name}" for name in ("ok", "defect", "review", "error", "pending")]
         print(f"{ledger.triggers} triggers = {' + '.join(parts)}; {ledger.refused} of the errors were refused")
+        if in_memory:
+            print(f"{in_memory} more have no row yet: they came just now, or the next start answers them with error")
         for fault in faults:
             print(f"fault: {fault}")
         print(f"every trigger is accounted for: {'no' if faults else 'yes'}")
@@ -126,33 +130,42 @@ def _verify(reader: Any, *, as_json: bool) -> int:
 
 
 def _export(reader: Any, args: argparse.Namespace, state_dir: Path) -> None:
-    rows = reader.read(first=args.first or 1, last=args.last)
     if args.out is None:
-        _write(rows, args.format, sys.stdout)
+        _write(reader, args, sys.stdout)
         return
     if args.out.resolve().is_relative_to(state_dir.resolve()):
         raise ConfigError(f"--out: {args.out} lies in the station's own state directory", hint="write it elsewhere")
     try:
         with args.out.open("w", encoding="utf-8", newline="") as file:
-            count = _write(rows, args.format, file)
+            count = _write(reader, args, file)
     except OSError as error:
         raise ConfigError(f"--out: {args.out}: can't be written ({error.strerror})") from error
     print(f"{count} verdicts in {args.out}", file=sys.stderr)
 
 
-def _write(rows: Iterator[Any], form: str, file: TextIO | io.TextIOBase) -> int:
+def _write(reader: Any, args: argparse.Namespace, file: TextIO | io.TextIOBase) -> int:
     count = 0
-    writer = csv.writer(file) if form == "csv" else None
+    writer = csv.writer(file) if args.format == "csv" else None
     if writer is not None:
         writer.writerow(COLUMNS)
-    for count, row in enumerate(rows, start=1):  # noqa: B007 - the count is the result
-        m = json.loads(row.body)
+    for count, row in enumerate(reader.read(first=args.first or 1, last=args.last), start=1):  # noqa: B007
         if writer is None:
             file.write(row.body.decode() + "\n")
         else:
-            image = m.get("image") or {}
-            writer.writerow([image.get("sha256") if c == "image_sha256" else _safe(m.get(c)) for c in COLUMNS])
+            cells = _cells(json.loads(row.body), reader.images(row.rec))
+            writer.writerow([_safe(cells.get(column)) for column in COLUMNS])
     return count
+
+
+def _cells(m: dict[str, Any], images: Iterable[Any]) -> dict[str, Any]:
+    """A message as one row. `images` are all pictures that are kept, as paths in the state directory."""
+    located = m.get("located") or {}
+    return {
+        **m,
+        **{column: located.get(name) for column, name in LOCATED.items()},
+        "image_sha256": (m.get("image") or {}).get("sha256"),
+        "images": " ".join("/".join(image.path.parts[-3:]) for image in images),
+    }
 
 
 def _safe(value: Any) -> Any:

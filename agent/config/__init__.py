@@ -127,13 +127,14 @@ class EngineConfig:
     Attributes:
         kind: `onnxruntime` (the CPU), `trt` (TensorRT, never anything else), or `auto` for the best one here: TensorRT
             where it and its GPU are there, else ONNX Runtime. A fall-back is said in every verdict.
-        threads: CPU threads of one inference; one takes half the CPU of two and is steadier.
+        threads: CPU threads of one inference; `auto` tests at the first start, and takes more than one only where they
+            pay, or where the deadline needs them.
         graph: `auto` takes what the bundle calls its CPU graph; `cpu` (INT8) or `fp32` insists, on the CPU.
         tensorrt: how TensorRT compiles and runs.
     """
 
     kind: Literal["auto", "onnxruntime", "trt"] = "auto"
-    threads: int = _key(1, low=1, high=256)
+    threads: int | Literal["auto"] = _key("auto", low=1, high=256)
     graph: Literal["auto", "cpu", "fp32"] = "auto"
     tensorrt: TensorRtConfig = TensorRtConfig()
 

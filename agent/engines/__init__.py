@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from agent.board import Board
-from agent.bundle import BoxDecoder, Bundle, Tensor
+from agent.bundle import BoxDecoder, Bundle, InputSpec, Tensor
 from agent.config import AgentConfig, EngineConfig
 from agent.engines.device import OutOfDeviceMemory
 from agent.engines.trt_cache import CacheUnusable, EngineCache, EngineKey
@@ -35,6 +35,7 @@ __all__ = [
     "is_tensorrt_expected",
     "open_cache",
     "open_engine",
+    "time_for_one",
 ]
 
 log = logging.getLogger("agent.engines")
@@ -121,6 +122,7 @@ def open_engine(
     cache: EngineCache | None = None,
     building: Callable[[str, int, int], None] | None = None,
     must_keep: bool = False,
+    within_ms: float | None = None,
 ) -> OpenedEngine:
     """Open the engine that the configuration asks for, and run it once on a grey picture.
 
@@ -138,6 +140,8 @@ def open_engine(
         building: told while an engine is compiled: the phase, steps done, steps in all; called once before it begins.
         must_keep: for who asks whether the engine is good: one that has to be compiled and can't be kept is an error,
             before it is compiled, and so is one that fails, also for `auto`; else it runs from memory, or falls back.
+        within_ms: for `threads: auto`, what the deadline leaves to one inference (`time_for_one`); None without one.
+            Without a cache `auto` is one thread: nobody could say later why it was another number.
 
     Raises:
         ConfigError: the bundle has no graph of the kind asked for.
@@ -155,7 +159,7 @@ def open_engine(
             if must_keep and isinstance(error, (CacheUnusable, Unproven)):
                 raise
             fault = error
-    engine = _open_onnxruntime(bundle, config)
+    engine = _open_onnxruntime(bundle, config, cache, within_ms, is_accepting=must_keep)
     if fault is not None:
         engine.name = f"{engine.name} ({FALL_BACK}: {' '.join(fault.message.split())[:MAX_REASON]})"
         engine.identity = {**engine.identity, "stands_in_for": "TensorRT"}
@@ -166,6 +170,12 @@ def open_engine(
 def open_cache(config: AgentConfig) -> EngineCache:
     """The station's compiled engines; the folder is made when something is written."""
     return EngineCache(config.engines_dir, config.engine.tensorrt.cache_mb * 1_000_000)
+
+
+def time_for_one(config: AgentConfig) -> float | None:
+    """What the deadline leaves to one inference, in milliseconds: half of it, shared by the views; None without one."""
+    deadline_ms = config.line.deadline_ms
+    return None if deadline_ms is None else deadline_ms / 2 / (1 + len(config.views))
 
 
 def goes_live(engine: OpenedEngine, cache: EngineCache) -> None:
@@ -211,8 +221,11 @@ def _open_tensorrt(
     return engine
 
 
-def _open_onnxruntime(bundle: Bundle, config: EngineConfig) -> OnnxRuntimeEngine:
-    from agent.engines.onnxrt import OnnxRuntimeEngine
+def _open_onnxruntime(
+    bundle: Bundle, config: EngineConfig, cache: EngineCache | None, within_ms: float | None, *, is_accepting: bool
+) -> OnnxRuntimeEngine:
+    from agent.engines.onnxrt import OnnxRuntimeEngine, facts_of_runtime
+    from agent.engines.threads import ACCEPT_S, START_S, ThreadTest
 
     manifest = bundle.manifest
     kind = manifest.cpu_graph if config.graph == "auto" else config.graph
@@ -221,19 +234,27 @@ def _open_onnxruntime(bundle: Bundle, config: EngineConfig) -> OnnxRuntimeEngine
             f"engine.graph: got {kind}, {bundle.path} has: {', '.join(sorted(manifest.graphs))}",
             hint="engine.graph: auto takes the one that the bundle names",
         )
-    engine = OnnxRuntimeEngine(
-        bundle.graph(kind),
-        threads=config.threads,
-        label={"cpu": "int8"}.get(kind, kind),
-        spec=manifest.input,
-        outputs=manifest.outputs,
-    )
-    try:
-        _prove(engine, bundle, is_compiled=False)
-    except BaseException:
-        engine.close()
-        raise
-    return engine
+    graph, label = bundle.graph(kind), {"cpu": "int8"}.get(kind, kind)
+
+    def opened(threads: int) -> OnnxRuntimeEngine:
+        engine = OnnxRuntimeEngine(graph, threads=threads, label=label, spec=manifest.input, outputs=manifest.outputs)
+        try:
+            _prove(engine, bundle, is_compiled=False)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    if config.threads != "auto" or cache is None:
+        return opened(1 if config.threads == "auto" else config.threads)
+    budget_s = ACCEPT_S if is_accepting else START_S
+    test = ThreadTest(graph, facts_of_runtime(), cache=cache, within_ms=within_ms, budget_s=budget_s)
+    kept = test.kept()
+    return test.run(opened, _grey(manifest.input)) if kept is None else opened(kept)
+
+
+def _grey(spec: InputSpec) -> Tensor:
+    return np.full((1, spec.height_px, spec.width_px, 3), 128, dtype=np.uint8)
 
 
 def _prove(engine: OpenedEngine, bundle: Bundle, *, is_compiled: bool) -> None:
@@ -253,7 +274,7 @@ def _try(engine: Engine, bundle: Bundle, *, is_compiled: bool) -> None:
     an `error` of its own.
     """
     spec, count = bundle.manifest.input, len(bundle.manifest.classes)
-    outputs = engine.infer(np.full((1, spec.height_px, spec.width_px, 3), 128, dtype=np.uint8))
+    outputs = engine.infer(_grey(spec))
     if bundle.manifest.detection is not None:
         try:
             BoxDecoder(bundle.manifest.detection, count)(outputs["boxes"], outputs["scores"])

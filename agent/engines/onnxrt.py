@@ -18,7 +18,7 @@ from agent.errors import EngineError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["GraphFacts", "OnnxRuntimeEngine", "facts_of_graph"]
+__all__ = ["GraphFacts", "OnnxRuntimeEngine", "facts_of_graph", "facts_of_runtime"]
 
 _REBUILD = "rebuild the bundle with `defect-opt build`: its graph and its manifest do not belong together"
 _ERRORS_ONLY = 3
@@ -53,10 +53,9 @@ class OnnxRuntimeEngine:
         self.name = f"onnxruntime {onnxruntime.__version__} CPU {label}, {threads} thread{'s' * (threads > 1)}"
         self.identity: Mapping[str, str] = {
             "kind": self.kind,
-            "onnxruntime": onnxruntime.__version__,
             "graph": label,
             "threads": str(threads),
-            **_processor(),
+            **facts_of_runtime(),
         }
 
     def infer(self, tensor: Tensor) -> Mapping[str, NDArray[np.float32]]:
@@ -119,6 +118,13 @@ def facts_of_graph(graph: bytes) -> GraphFacts:
         outputs=Outputs(**{role: role for role in roles}),
         metadata=dict(session.get_modelmeta().custom_metadata_map),
     )
+
+
+def facts_of_runtime() -> dict[str, str]:
+    """What an inference's answers and speed depend on beside graph and threads: ONNX Runtime, and the processor."""
+    import onnxruntime
+
+    return {"onnxruntime": onnxruntime.__version__, **_processor()}
 
 
 def _processor() -> dict[str, str]:

@@ -7,6 +7,7 @@ files are
 4f1c22a90b6e7d15.json            the key, the plan's name and SHA-256, and facts; renaming it into place is the commit
 4f1c22a90b6e7d15-9ab1….plan      the plan, named by its own hash
 4f1c22a90b6e7d15.memory          `copied` or `mapped`, as accept has measured it; it outlives the plan
+9b0e5d7712f3ac48.threads         CPU threads of one inference, as a start has tested it; of ONNX Runtime, without a plan
 timing-77aa01c2.cache            TensorRT's timing cache of one TensorRT on one device; hash first, then the data
 good                             the key of the last engine that ran
 lock                             held while something is written
@@ -214,6 +215,22 @@ class EngineCache:
         """
         with self._writing(0):
             self._put(self._memory(key), f"{memory}\n".encode())
+
+    def threads(self, name: str) -> int | None:
+        """How many CPU threads were found best, as `ThreadTest` names what it asks; None when nobody has tested."""
+        try:
+            return int((self.folder / f"{name}.threads").read_text(encoding="ascii", errors="replace"))
+        except (OSError, ValueError):
+            return None
+
+    def note_threads(self, name: str, threads: int) -> None:
+        """Keep what a start has tested.
+
+        Raises:
+            CacheUnusable: it can't be written.
+        """
+        with self._writing(0):
+            self._put(self.folder / f"{name}.threads", f"{threads}\n".encode())
 
     def mark_good(self, key: EngineKey) -> None:
         """This engine was loaded and has run: it outlives the quota until another one has. Never raises."""

@@ -45,7 +45,7 @@ Acknowledged rows leave `pending()` and `depth()` at once and the disk a little 
 sent again (at least once). `topic` is complete: `STATION/verdict`, `STATION/image/ID`, `STATION/event`.
 
 `Journal.open_readonly(state_dir)` gives a `JournalReader` beside a running agent: `read(first=, last=, newest_first=)`
-yields `StoredVerdict`s, `stats()` the same numbers, `image_path(rec)` the picture.
+yields `StoredVerdict`s, `stats()` the same numbers, `image_path(rec)` the picture, `images(rec)` those of all views.
 """
 
 from __future__ import annotations
@@ -53,6 +53,16 @@ from __future__ import annotations
 from agent.journal.journal import Journal, Receipt
 from agent.journal.ledger import Ledger
 from agent.journal.outbox import Outbox, OutboxRow
-from agent.journal.reader import JournalReader, JournalStats, StoredVerdict
+from agent.journal.reader import JournalReader, JournalStats, StoredImage, StoredVerdict
 
-__all__ = ["Journal", "JournalReader", "JournalStats", "Ledger", "Outbox", "OutboxRow", "Receipt", "StoredVerdict"]
+__all__ = [
+    "Journal",
+    "JournalReader",
+    "JournalStats",
+    "Ledger",
+    "Outbox",
+    "OutboxRow",
+    "Receipt",
+    "StoredImage",
+    "StoredVerdict",
+]

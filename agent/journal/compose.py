@@ -13,18 +13,22 @@ import json
 import math
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from agent.frame import BgrImage, Fault, Part, Stamp
 from agent.inspection import BundleRef, Finding, Inspection
+from agent.locate import Located
 from agent.messages import (
     MAX_VERDICT_BYTES,
     EventMessage,
     FindingMessage,
     ImageRef,
+    LocatedMessage,
     Milliseconds,
     VerdictMessage,
+    ViewImageRef,
     ViewMessage,
     rfc3339,
     to_json,
@@ -33,6 +37,7 @@ from agent.verdict import Decision, Verdict
 
 __all__ = [
     "Draft",
+    "Exposure",
     "Header",
     "draft_from_verdict",
     "event_message",
@@ -55,6 +60,25 @@ _random = random.Random(os.urandom(32))  # noqa: S311 - for uniqueness, not for 
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Exposure:
+    """A picture to keep of a part.
+
+    Attributes:
+        view: whose it is; empty with one camera.
+        image: (H, W, 3) uint8 BGR.
+        verdict: about this picture, without frame and heatmap: its boxes are drawn on what goes out.
+        publish: whether it also goes out: it is flagged.
+        is_foremost: it is the one that the part's decision is about.
+    """
+
+    view: str
+    image: BgrImage
+    verdict: Verdict
+    publish: bool
+    is_foremost: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
     """A verdict on its way to the disk, without what the disk doesn't need: it may wait there in hundreds.
 
@@ -62,15 +86,13 @@ class Draft:
         verdict: without frame and heatmap.
         moment: exposure, or trigger when there was no exposure.
         trigger_boot: which start of the agent triggered the part; with `part.sequence` the part's key.
-        image: the picture to keep; None when it is not wanted.
-        publish_image: whether it also goes out.
+        exposures: the pictures to keep, the foremost one first; none when they are not wanted.
     """
 
     verdict: Verdict
     moment: Stamp
     trigger_boot: str
-    image: BgrImage | None = None
-    publish_image: bool = False
+    exposures: tuple[Exposure, ...] = ()
 
     @property
     def part(self) -> Part:
@@ -97,15 +119,29 @@ def draft_from_verdict(verdict: Verdict, *, boot: str, keep: Literal["flagged", 
     """Take from a verdict what has to be written, and let go of the rest."""
     inspection = verdict.inspection
     frame = inspection.frame
-    flagged = verdict.decision is not Decision.OK
-    wanted = frame is not None and (keep == "all" or (keep == "flagged" and flagged))
     return Draft(
         verdict=_without_pictures(verdict),
         moment=inspection.part.triggered if frame is None else frame.captured,
         trigger_boot=boot,
-        image=frame.image if frame is not None and wanted else None,
-        publish_image=flagged,
+        exposures=() if keep == "none" else tuple(_exposures(verdict, keep_all=keep == "all")),
     )
+
+
+def _exposures(verdict: Verdict, *, keep_all: bool) -> Iterator[Exposure]:
+    """The pictures that are flagged, or all; of several views the worst one's first."""
+    foremost = verdict.inspection.frame
+    views = [(view.name, view.verdict) for view in _views_of(verdict)] or [("", verdict)]
+    views.sort(key=lambda view: view[1].inspection.frame is not foremost)
+    for name, judged in views:
+        frame, flagged = judged.inspection.frame, judged.decision is not Decision.OK
+        if frame is not None and (keep_all or flagged):
+            yield Exposure(
+                view=name,
+                image=frame.image,
+                verdict=_without_pictures(judged),
+                publish=flagged,
+                is_foremost=frame is foremost,
+            )
 
 
 def interrupted_draft(part: Part, *, boot: str, now: Stamp, why: str) -> Draft:
@@ -142,8 +178,25 @@ def _views_of(verdict: Verdict) -> tuple[Any, ...]:
     return views
 
 
-def verdict_message(draft: Draft, header: Header, *, rec: int, id_: str, image: ImageRef | None) -> VerdictMessage:
-    """The message of one verdict: numbers rounded and finite, text cut to what may be sent."""
+def verdict_message(
+    draft: Draft,
+    header: Header,
+    *,
+    rec: int,
+    id_: str,
+    image: ImageRef | None,
+    view_images: Mapping[str, ViewImageRef] = MappingProxyType({}),
+) -> VerdictMessage:
+    """The message of one verdict: numbers rounded and finite, text cut to what may be sent.
+
+    Args:
+        draft: what was decided.
+        header: what the journal knows.
+        rec: record number.
+        id_: of the verdict.
+        image: the foremost picture.
+        view_images: the views' own pictures by the view's name.
+    """
     verdict, inspection = draft.verdict, draft.verdict.inspection
     time_ms = min(max(0, draft.moment.utc_ms), MAX_UTC_MS)
     return VerdictMessage(
@@ -179,27 +232,55 @@ def verdict_message(draft: Draft, header: Header, *, rec: int, id_: str, image: 
                 decision=view.decision.value,
                 class_=None if view.class_name is None else _cut(view.class_name, TIGHT_BYTES // 2),
                 score=_number(view.score, 4),
+                image=view_images.get(view.name),
             )
             for view in _views_of(verdict)
         ),
+        located=_located(inspection.located),
     )
 
 
 def verdict_json(message: VerdictMessage) -> bytes:
     """The message as it is published, under `MAX_VERDICT_BYTES` whatever its texts are."""
     payload = to_json(message)
-    if len(payload) > MAX_VERDICT_BYTES:  # a long station name stands twice in it
-        payload = to_json(
-            dataclasses.replace(
-                message,
-                part=_cut(message.part, TIGHT_BYTES),
-                reason=_cut(message.reason, TIGHT_BYTES),
-                class_=None if message.class_ is None else _cut(message.class_, TIGHT_BYTES),
-                bundle=_cut(message.bundle, TIGHT_BYTES),
-                engine=_cut(message.engine, TIGHT_BYTES),
-            )
-        )
+    for tighten in (_with_short_texts, _with_short_views):
+        if len(payload) > MAX_VERDICT_BYTES:  # a long station name stands twice in it, and 16 views may be there
+            message = tighten(message)
+            payload = to_json(message)
+    while len(payload) > MAX_VERDICT_BYTES and message.views:
+        message = dataclasses.replace(message, views=_with_less(message.views))
+        payload = to_json(message)
     return payload
+
+
+def _with_short_texts(message: VerdictMessage) -> VerdictMessage:
+    return dataclasses.replace(
+        message,
+        part=_cut(message.part, TIGHT_BYTES),
+        reason=_cut(message.reason, TIGHT_BYTES),
+        class_=None if message.class_ is None else _cut(message.class_, TIGHT_BYTES),
+        bundle=_cut(message.bundle, TIGHT_BYTES),
+        engine=_cut(message.engine, TIGHT_BYTES),
+    )
+
+
+def _with_short_views(message: VerdictMessage) -> VerdictMessage:
+    views = [
+        view if view.image is None else dataclasses.replace(view, image=dataclasses.replace(view.image, sha256=None))
+        for view in message.views
+    ]
+    return dataclasses.replace(message, views=tuple(views))
+
+
+def _with_less(views: tuple[ViewMessage, ...]) -> tuple[ViewMessage, ...]:
+    """With one picture's name less; then without the last `ok` view, then without the last one."""
+    named = [number for number, view in enumerate(views) if view.image is not None]
+    if named:
+        bare = dataclasses.replace(views[named[-1]], image=None)
+        return (*views[: named[-1]], bare, *views[named[-1] + 1 :])
+    good = [number for number, view in enumerate(views) if view.decision == Decision.OK.value]
+    gone = good[-1] if good else len(views) - 1
+    return views[:gone] + views[gone + 1 :]
 
 
 def event_message(
@@ -253,6 +334,19 @@ def _findings(findings: tuple[Finding, ...]) -> tuple[FindingMessage, ...]:
         )
         for finding, score in sound
         if score is not None
+    )
+
+
+def _located(located: Located | None) -> LocatedMessage | None:
+    """Where the part lay; None where a number of it is none."""
+    if located is None or not math.isfinite(located.score + sum(located.shift_px) + located.turn_deg):
+        return None
+    x_px, y_px = located.shift_px
+    return LocatedMessage(
+        score=round(float(located.score), 4),
+        shift_x_px=round(float(x_px), 2),
+        shift_y_px=round(float(y_px), 2),
+        turn_deg=round(float(located.turn_deg), 2),
     )
 
 

@@ -1,8 +1,9 @@
 """Pictures of judged parts: encoded, written so that a power cut leaves all or nothing, and found again by name.
 
-A picture is `images/YYYY-MM-DD/ID.jpg`, with `ID` that of its verdict and the day that of its exposure (UTC). It is
-kept as it was taken. Where findings have boxes, `ID.mqtt.jpg` shows them; where it is more than may go over MQTT,
-`ID.mqtt.jpg` is a smaller one. When there is one, it is what the verdict speaks of and what is published.
+A picture is `images/YYYY-MM-DD/ID.jpg`, with `ID` that of its verdict and the day that of its exposure (UTC); where
+several cameras see a part, the pictures beside the worst view's have an `ID` of their own. It is kept as it was taken.
+Where findings have boxes, `ID.mqtt.jpg` shows them; where it is more than may go over MQTT, `ID.mqtt.jpg` is a smaller
+one. When there is one, it is what the verdict speaks of and what is published.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Picture:
     """One picture, encoded.
 
     Attributes:
-        id: its verdict's id.
+        id: its verdict's id, or its own where it is a further view's.
         day: `YYYY-MM-DD`, its folder.
         full: JPEG as kept.
         small: JPEG as published when that is another: with boxes drawn, or smaller as `full` is too large; else None.

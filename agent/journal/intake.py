@@ -150,9 +150,9 @@ class SetAside:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Missing:
-    """A picture whose file is not there or not whole any more."""
+    """A picture whose file is not there or not whole any more; its number in `images`."""
 
-    rec: int
+    number: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class Intake:
         """
         with self._changed:
             pictures = _picture_bytes(item)
-            if isinstance(item, BOUNDED):
+            if isinstance(item, BOUNDED) and not self._has_room(item, pictures):
                 self._changed.wait_for(lambda: self._refused() or self._has_room(item, pictures))
             self._append(item, pictures)
 
@@ -299,8 +299,8 @@ class Intake:
         batch: list[Item] = []
         pictures = 0
         while self._items and len(batch) < MAX_BATCH:
-            pictures += _picture_bytes(self._items[0]) > 0
-            if pictures > MAX_BATCH_PICTURES:
+            pictures += _pictures(self._items[0])
+            if batch and pictures > MAX_BATCH_PICTURES:
                 break
             item = self._items.popleft()
             self._queued_acks -= isinstance(item, Acknowledged)
@@ -313,9 +313,13 @@ def _is_at_once(item: Item) -> bool:
     return isinstance(item, (Flushed, Told)) or (isinstance(item, Recorded) and item.held)
 
 
+def _pictures(item: Item) -> int:
+    return len(item.draft.exposures) if isinstance(item, Recorded) else 0
+
+
 def _picture_bytes(item: Item) -> int:
-    image = item.draft.image if isinstance(item, Recorded) else None
-    return 0 if image is None else image.nbytes
+    """Of all its pictures: several where several cameras see a part."""
+    return sum(each.image.nbytes for each in item.draft.exposures) if isinstance(item, Recorded) else 0
 
 
 def _again(error: JournalError | None) -> JournalError:

@@ -16,10 +16,10 @@ from typing import Literal
 from agent.config import JournalConfig
 from agent.errors import JournalError
 from agent.frame import Stamp
-from agent.journal.compose import event_message
+from agent.journal.compose import Exposure, event_message, uuid7
 from agent.journal.disk import Reserve, free_bytes, headroom_bytes, is_full
 from agent.journal.evidence import ImageFiles, Picture, encode_picture
-from agent.journal.plan import Job
+from agent.journal.plan import Job, Kept
 from agent.journal.store import ImageRow, Store
 from agent.log import log_event
 from agent.marks import marked_picture
@@ -85,7 +85,9 @@ class Keeper:
 
     def keep(self, jobs: Sequence[Job], now: Stamp) -> None:
         """Encode and write the pictures of these verdicts; what can't be kept is counted as a loss."""
-        pictures = [picture for job in jobs if (picture := self._picture(job)) is not None]
+        for job in jobs:
+            self._encode(job)
+        pictures = [kept.picture for job in jobs for kept in job.pictures]
         if not pictures:
             return
         try:
@@ -98,20 +100,19 @@ class Keeper:
     def forget(self, jobs: Sequence[Job], why: str) -> None:
         """Give up the pictures of verdicts that are not on the disk yet."""
         for job in jobs:
-            if job.picture is not None:
+            for kept in job.pictures:
                 with contextlib.suppress(OSError):
-                    self._files.remove(job.picture.id, job.picture.day)
-                job.picture = None
+                    self._files.remove(kept.picture.id, kept.picture.day)
                 self._lose(not_kept=1, why=why)
+            job.pictures = []
 
     def written(self, jobs: Sequence[Job]) -> None:
         """A transaction with these pictures, and all that was to be told and marked, is on the disk."""
         self.notices.clear()
         self.evicted.clear()
         for job in jobs:
-            if job.picture is not None:
-                self.count += 1
-                self.bytes += job.picture.bytes_on_disk
+            self.count += len(job.pictures)
+            self.bytes += sum(kept.picture.bytes_on_disk for kept in job.pictures)
 
     def over_quota(self) -> list[ImageRow]:
         """Pictures to evict so that the rest fits the quota; their files are still there."""
@@ -121,7 +122,7 @@ class Keeper:
 
     def evict(self, rows: Sequence[ImageRow], why: str) -> None:
         """Count these as gone; the next transaction marks them."""
-        self.evicted += [row.rec for row in rows]
+        self.evicted += [row.number for row in rows]
         self.count -= len(rows)
         self.bytes -= sum(row.size for row in rows)
         self._lose(
@@ -200,7 +201,7 @@ class Keeper:
         """At the start: unlink files without a row, mark rows without a file."""
         on_disk = set(self._files.names())
         rows: list[ImageRow] = []
-        while batch := self._store.oldest_images(rows[-1].rec if rows else 0):
+        while batch := self._store.oldest_images(rows[-1].number if rows else 0):
             rows += batch
         known = {(row.id, row.day) for row in rows}
         self._files.sweep(lambda id_, day: (id_, day) in known)
@@ -209,25 +210,30 @@ class Keeper:
             self.evict(gone, "their files were gone at the start")
             self.tell_losses(now, at_once=True)
 
-    def _picture(self, job: Job) -> Picture | None:
-        image = job.draft.image
-        if image is None:
-            return None
+    def _encode(self, job: Job) -> None:
+        """The part's pictures; one that can't be kept costs no other. The foremost has the verdict's id."""
+        moment_ms = max(0, job.draft.moment.utc_ms)
+        for exposure in job.draft.exposures:
+            id_ = job.id if exposure.is_foremost else uuid7(job.draft.verdict.decided.utc_ms)
+            picture = self._picture(exposure, id_=id_, moment_ms=moment_ms)
+            if picture is not None:
+                job.pictures.append(Kept(exposure, picture))
+
+    def _picture(self, exposure: Exposure, *, id_: str, moment_ms: int) -> Picture | None:
         if self.short:
             self._lose(not_kept=1, why="the disk is full")
             return None
-        day = rfc3339(max(0, job.draft.moment.utc_ms))[:10]
         try:
             # Drawn here, on the journal's thread: the line does not wait for it.
-            marked = marked_picture(image, job.draft.verdict) if job.draft.publish_image else None
-            picture = encode_picture(image, self._evidence, id_=job.id, day=day, marked=marked)
+            marked = marked_picture(exposure.image, exposure.verdict) if exposure.publish else None
+            day = rfc3339(moment_ms)[:10]
+            picture = encode_picture(exposure.image, self._evidence, id_=id_, day=day, marked=marked)
         except (JournalError, ValueError, OverflowError) as error:
             self._lose(not_kept=1, why=str(error))
             return None
         if picture.bytes_on_disk > self._quota:
             self._lose(not_kept=1, why=f"one picture alone is larger than the quota of {self._quota} bytes")
             return None
-        job.picture = picture
         return picture
 
     def _make_room(self, now: Stamp) -> bool:
@@ -250,9 +256,9 @@ class Keeper:
         gone = set(self.evicted)
         after = 0
         while size > 0 and (batch := self._store.oldest_images(after)):
-            after = batch[-1].rec
+            after = batch[-1].number
             for row in batch:
-                if row.rec not in gone:
+                if row.number not in gone:
                     rows.append(row)
                     size -= row.size
                     if size <= 0:

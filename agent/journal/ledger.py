@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-__all__ = ["Ledger", "ledger_faults", "ledger_of"]
+__all__ = ["Ledger", "ledger_faults", "ledger_of", "unwritten"]
 
 COUNTS = "n_ok, n_defect, n_review, n_error, (SELECT count(*) FROM triggers)"
 ANSWERED = """
 SELECT count(*) FROM triggers t JOIN verdicts v ON v.trigger_boot = t.boot AND v.trigger_sequence = t.sequence
+"""
+KNOWN = """
+SELECT EXISTS (SELECT 1 FROM boots WHERE boot = ?1),
+EXISTS (SELECT 1 FROM triggers WHERE boot = ?1 AND sequence = ?2)
+OR EXISTS (SELECT 1 FROM verdicts WHERE trigger_boot = ?1 AND trigger_sequence = ?2)
 """
 BY_SEQUENCE = """
 SELECT boot, min(n), max(n), count(*) FROM (
@@ -38,7 +43,8 @@ class Ledger:
         review: verdicts.
         error: verdicts.
         pending: parts without a verdict: being judged, or cut short by a stop, and then answered at the next start.
-        refused: triggers that came while too many waited; each is an `error` too.
+        refused: triggers that came while too many waited; each is an `error` too. Parts that a stop answered, and
+            triggers that could not be judged for another reason, are errors only.
     """
 
     triggers: int
@@ -70,15 +76,25 @@ def ledger_of(db: sqlite3.Connection) -> Ledger:
     return Ledger(triggers=triggers, ok=ok, defect=defect, review=review, error=error, pending=pending, refused=refused)
 
 
-def ledger_faults(db: sqlite3.Connection) -> Iterator[str]:
-    """What does not add up, in words, from the rows themselves; nothing when all is well."""
+def ledger_faults(db: sqlite3.Connection, in_memory: Collection[tuple[str, int]] = ()) -> Iterator[str]:
+    """What does not add up, in words, from the rows themselves; nothing when all is well.
+
+    Args:
+        db: the journal.
+        in_memory: boot and sequence of triggers that wait there for their row, as `unwritten` gives them.
+    """
     db.execute("BEGIN")
     try:
         yield from _count_faults(db)
         yield from _record_faults(db)
-        yield from _sequence_faults(db)
+        yield from _sequence_faults(db, in_memory)
     finally:
         db.execute("ROLLBACK")
+
+
+def unwritten(db: sqlite3.Connection, left: Collection[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Of the triggers in memory, those of this journal that have no row yet."""
+    return [key for key in left if db.execute(KNOWN, key).fetchone() == (1, 0)]
 
 
 def _count_faults(db: sqlite3.Connection) -> Iterator[str]:
@@ -109,11 +125,13 @@ def _record_faults(db: sqlite3.Connection) -> Iterator[str]:
         yield f"{answered} parts count as pending although they have their verdict"
 
 
-def _sequence_faults(db: sqlite3.Connection) -> Iterator[str]:
+def _sequence_faults(db: sqlite3.Connection, in_memory: Collection[tuple[str, int]]) -> Iterator[str]:
     """A start of the agent numbers its triggers from 1: a number that is nowhere is a part that was lost."""
     oldest = db.execute("SELECT trigger_boot FROM verdicts WHERE rec > 1 ORDER BY rec LIMIT 1").fetchone()
     kept_all = db.execute("SELECT 1 FROM verdicts WHERE rec = 1").fetchone() is not None
     for boot, first, last, count in db.execute(BY_SEQUENCE).fetchall():
         is_cut = not kept_all and oldest is not None and boot == oldest[0]  # by retention
-        if not is_cut and (first != 1 or count != last):
-            yield f"start {boot} made {last} triggers, of which {last - count} have neither verdict nor wait for one"
+        waiting = sum(made_by == boot and number < last for made_by, number in in_memory)
+        missing = last - count - waiting
+        if not is_cut and (missing or (first != 1 and not waiting)):
+            yield f"start {boot} made {last} triggers, of which {missing} have neither verdict nor wait for one"

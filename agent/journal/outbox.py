@@ -100,13 +100,14 @@ class Outbox:
             return row.body
         with self._lock, sqlite_errors(self._path, "read"):
             found = self._db.execute(
-                "SELECT id, day, small, sha256, evicted FROM images WHERE rec = ?", (row.rec,)
+                "SELECT id, day, small, sha256, evicted, number FROM images WHERE rec = ? AND seq = ?",
+                (row.rec, row.seq),
             ).fetchone()
         if found is None or found[4]:
             return None
         data = self._files.read(found[0], found[1], small=bool(found[2]), sha256=found[3])
-        if data is None and row.rec is not None:
-            self._intake.put(Missing(row.rec))
+        if data is None:
+            self._intake.put(Missing(found[5]))
         return data
 
     def acknowledge(self, seqs: Sequence[int]) -> None:

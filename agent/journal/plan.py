@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from agent.frame import Part
 from agent.journal.compose import (
     Draft,
+    Exposure,
     Header,
     interrupted_draft,
     plain_text,
@@ -21,9 +22,9 @@ from agent.journal.compose import (
 )
 from agent.journal.evidence import Picture
 from agent.journal.intake import Acknowledged, Item, Noted, Receipt, SetAside, Told, Triggered
-from agent.messages import EventMessage, ImageRef, VerdictMessage, to_json
+from agent.messages import EventMessage, ImageRef, VerdictMessage, ViewImageRef, to_json
 
-__all__ = ["BootRow", "Job", "Key", "Plan", "State", "TriggerRow", "plan_transaction", "trigger_row"]
+__all__ = ["BootRow", "Job", "Kept", "Key", "Plan", "State", "TriggerRow", "plan_transaction", "trigger_row"]
 
 log = logging.getLogger("agent.journal")
 
@@ -60,6 +61,14 @@ class State:
     utc_ms: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kept:
+    """One picture of a part that is on the disk, and what it shows."""
+
+    exposure: Exposure
+    picture: Picture
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Job:
     """One verdict to write.
@@ -68,7 +77,7 @@ class Job:
         draft: what it says.
         receipts: who waits for it; more than one when it was recorded twice in one group.
         id: UUIDv7.
-        picture: encoded and on the disk; None when there is none to keep.
+        pictures: encoded and on the disk, the foremost first; none when there is none to keep.
         held: not published before the PLC has heard of it.
         rec: given by the plan.
         seq: of its first message, given by the plan; None without one.
@@ -77,7 +86,7 @@ class Job:
     draft: Draft
     receipts: list[Receipt]
     id: str
-    picture: Picture | None = None
+    pictures: list[Kept] = dataclasses.field(default_factory=list)
     held: bool = False
     rec: int = 0
     seq: int | None = None
@@ -135,7 +144,7 @@ def plan_transaction(
         header: what the journal knows of itself.
         publish: False for a station without a broker: no messages are kept for one.
         notices: the journal's own events.
-        evicted: records whose picture is gone.
+        evicted: numbers of the pictures that are gone.
     """
     planner = _Planner(state, header, publish=publish)
     for job in jobs:
@@ -160,25 +169,27 @@ class _Planner:
         self._tallies = list(state.tallies)
 
     def verdict(self, job: Job) -> None:
-        """One verdict with its messages: the verdict first, then its picture."""
+        """One verdict with its messages: the verdict first, then its pictures."""
         self._rec += 1
         job.rec = self._rec
         message, body = self._composed(job)
         score, part = message.score, plain_text(job.draft.part.id)
         self._tallies[message.code - 1] += 1
         fault = job.draft.verdict.inspection.fault
-        self.plan.n_refused += fault is not None and fault.stage == "trigger"
+        self.plan.n_refused += fault is not None and fault.is_refusal
         self.plan.verdicts.append((
             job.rec, job.id, part, message.time_ms, message.boot, message.code, message.class_, score,
             *job.draft.key, self.plan.state.lived_ms, body.decode(),
         ))  # fmt: skip
         self.plan.answered.append(job.draft.key)
         job.seq = self._send("verdict", "verdict", JSON, rec=job.rec)
-        if job.picture is not None:
-            seq = self._send("image", f"image/{job.id}", JPEG, rec=job.rec) if job.draft.publish_image else None
-            picture = job.picture
+        for kept in job.pictures:
+            picture, view = kept.picture, plain_text(kept.exposure.view)
+            seq = self._send("image", f"image/{picture.id}", JPEG, rec=job.rec) if kept.exposure.publish else None
             small = picture.small is not None
-            self.plan.images.append((job.rec, job.id, picture.day, picture.bytes_on_disk, small, picture.sha256, seq))
+            self.plan.images.append((
+                job.rec, view, picture.id, picture.day, picture.bytes_on_disk, small, picture.sha256, seq
+            ))  # fmt: skip
 
     def item(self, item: Item, answered: set[Key]) -> None:
         """Everything that is no verdict."""
@@ -216,8 +227,9 @@ class _Planner:
 
     def _composed(self, job: Job) -> tuple[VerdictMessage, bytes]:
         image = _image_ref(job, self._header.station) if self._publish else None
+        views = _view_images(job) if self._publish else {}
         try:
-            message = verdict_message(job.draft, self._header, rec=job.rec, id_=job.id, image=image)
+            message = verdict_message(job.draft, self._header, rec=job.rec, id_=job.id, image=image, view_images=views)
             return message, verdict_json(message)
         except Exception as error:  # our bug: the part still gets its verdict, and it is not a good one
             log.exception("bug")
@@ -238,14 +250,24 @@ class _Planner:
 
 
 def _image_ref(job: Job, station: str) -> ImageRef | None:
-    if job.picture is None or not job.draft.publish_image:
-        return None
-    return ImageRef(
-        id=job.id,
-        sha256=job.picture.sha256,
-        bytes=len(job.picture.published),
-        topic=f"{station}/image/{job.id}",
-    )
+    """Of the foremost picture, where it goes out."""
+    for kept in job.pictures:
+        if kept.exposure.is_foremost and kept.exposure.publish:
+            picture = kept.picture
+            topic = f"{station}/image/{picture.id}"
+            return ImageRef(id=picture.id, sha256=picture.sha256, bytes=len(picture.published), topic=topic)
+    return None
+
+
+def _view_images(job: Job) -> dict[str, ViewImageRef]:
+    """Of all pictures that go out, by the view."""
+    return {
+        kept.exposure.view: ViewImageRef(
+            id=kept.picture.id, sha256=kept.picture.sha256, bytes=len(kept.picture.published)
+        )
+        for kept in job.pictures
+        if kept.exposure.publish
+    }
 
 
 def trigger_row(boot: str, part: Part) -> TriggerRow:

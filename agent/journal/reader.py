@@ -15,13 +15,17 @@ from typing import Any
 
 from agent.journal.disk import free_bytes
 from agent.journal.evidence import ImageFiles
-from agent.journal.ledger import Ledger, ledger_faults, ledger_of
+from agent.journal.ledger import Ledger, ledger_faults, ledger_of, unwritten
+from agent.journal.ring import left_in
 from agent.journal.schema import DATABASE_NAME, connect_reader, sqlite_errors
 from agent.verdict import Decision
 
-__all__ = ["JournalReader", "JournalStats", "StoredVerdict"]
+__all__ = ["JournalReader", "JournalStats", "StoredImage", "StoredVerdict"]
 
 CHUNK = 256
+VIEWS_SINCE = 3
+"""The schema from which on a record may have several pictures."""
+
 DEPTH = "SELECT count(*) FROM outbox WHERE set_aside IS NULL"
 COLUMNS = "rec, id, part, time_ms, boot, code, class, score, body"
 
@@ -51,6 +55,23 @@ class StoredVerdict:
     class_name: str | None
     score: float | None
     body: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """One kept picture.
+
+    Attributes:
+        view: which camera's; empty with one.
+        id: its name, as in messages and topics.
+        path: where the picture is, as it was taken.
+        is_foremost: it is the one that the part's decision is about.
+    """
+
+    view: str
+    id: str
+    path: Path
+    is_foremost: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +154,22 @@ class JournalReader:
         return bool(self._all("SELECT 1 FROM verdicts WHERE part = ? LIMIT 1", (part_id,)))
 
     def image_path(self, rec: int) -> Path | None:
-        """The kept picture of a record; None when there is none (any more)."""
-        rows = self._all("SELECT id, day FROM images WHERE rec = ? AND evicted = 0", (rec,))
-        path = self._files.path(*rows[0]) if rows else None
-        return path if path is not None and path.is_file() else None
+        """The kept picture of a record, of several views that of the worst; None when there is none (any more)."""
+        return next((image.path for image in self.images(rec) if image.is_foremost), None)
+
+    def images(self, rec: int) -> tuple[StoredImage, ...]:
+        """All kept pictures of a record, the foremost first: one per flagged view; those that are gone are left out."""
+        is_old = int(self._one("PRAGMA user_version")[0]) < VIEWS_SINCE
+        columns, order = ("''", "i.rec") if is_old else ("i.view", "i.number")
+        query = (
+            f"SELECT {columns}, i.id, i.day, i.id = v.id FROM images i JOIN verdicts v USING (rec) "  # noqa: S608
+            f"WHERE i.rec = ? AND i.evicted = 0 ORDER BY {order}"
+        )
+        found = [
+            StoredImage(view=view, id=id_, path=self._files.path(id_, day), is_foremost=bool(foremost))
+            for view, id_, day, foremost in self._all(query, (rec,))
+        ]
+        return tuple(image for image in found if image.path.is_file())
 
     def stats(self, *, outbox: int | None = None) -> JournalStats:
         """The journal in numbers, from the disk.
@@ -174,8 +207,15 @@ class JournalReader:
 
     def ledger_faults(self) -> list[str]:
         """What does not add up, in words, from the rows themselves; empty when every trigger is accounted for."""
+        left = left_in(self._dir)
         with self._lock, sqlite_errors(self._path, "read"):
-            return list(ledger_faults(self._db))
+            return list(ledger_faults(self._db, unwritten(self._db, left)))
+
+    def in_memory(self) -> int:
+        """Triggers that have no row yet: of a moment ago, or of a killed agent, whose next start answers them."""
+        left = left_in(self._dir)
+        with self._lock, sqlite_errors(self._path, "read"):
+            return len(unwritten(self._db, left))
 
     def close(self) -> None:
         """Close the connection."""

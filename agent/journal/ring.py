@@ -25,7 +25,7 @@ from agent.errors import JournalError
 from agent.frame import Part, Stamp
 from agent.journal.compose import plain_text
 
-__all__ = ["Left", "TriggerRing", "ring_places"]
+__all__ = ["Left", "TriggerRing", "left_in", "ring_places"]
 
 SPARE_SLOTS = 12_288
 """More than `agent.triggers.queue.MAX_REFUSALS` and the parts that wait; 3.5 MB of memory, touched when needed."""
@@ -51,12 +51,33 @@ class Left:
     held: bool
 
 
-def ring_places(state_dir: Path) -> list[Path]:
-    """Where the file may lie, best first: systemd's directory of the station, the shared memory, beside the journal."""
-    name = f"defect-agent-{os.geteuid()}-{hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:16]}.triggers"
+def ring_places(state_dir: Path, *, owner: int | None = None) -> list[Path]:
+    """Where the file may lie, best first: systemd's directory of the station, the shared memory, beside the journal.
+
+    Args:
+        state_dir: of the station.
+        owner: the agent's user; None is ours.
+    """
+    digest = hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:16]
+    name = f"defect-agent-{os.geteuid() if owner is None else owner}-{digest}.triggers"
     runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     folders = [Path(runtime)] if runtime else []
     return [folder / name for folder in (*folders, Path("/dev/shm"), state_dir) if folder.is_dir()]  # noqa: S108
+
+
+def left_in(state_dir: Path) -> list[tuple[str, int]]:
+    """Boot and sequence of the triggers in a station's memory, read beside a running agent or after a killed one."""
+    try:
+        places = ring_places(state_dir, owner=state_dir.stat().st_uid)
+    except OSError:
+        return []
+    service = Path("/run/defect-agent", state_dir.name)  # where systemd has it, for who looks from outside
+    found: set[tuple[str, int]] = set()
+    for path in {*places, *(service / place.name for place in places)}:
+        with contextlib.suppress(OSError):
+            memory = path.read_bytes()
+            found |= {(left.boot, left.part.sequence) for _, left in _slots_in(memory)}
+    return sorted(found)
 
 
 class TriggerRing:
@@ -137,14 +158,18 @@ class TriggerRing:
 
     def _found(self) -> Iterator[tuple[int, Left]]:
         """Slots that are whole; one that was being written when the process died was told to nobody yet."""
-        for index in range(len(self._memory) // SLOT):
-            start = index * SLOT
-            check = self._memory[start : start + CHECK.size]
-            if check == EMPTY:
-                continue
-            body = self._memory[start + CHECK.size : start + SLOT]
-            if CHECK.unpack(check)[0] == zlib.crc32(body):
-                yield index, _unpacked(body)
+        return _slots_in(self._memory)
+
+
+def _slots_in(memory: mmap.mmap | bytes) -> Iterator[tuple[int, Left]]:
+    for index in range(len(memory) // SLOT):
+        start = index * SLOT
+        check = memory[start : start + CHECK.size]
+        if check == EMPTY:
+            continue
+        body = memory[start + CHECK.size : start + SLOT]
+        if CHECK.unpack(check)[0] == zlib.crc32(body):
+            yield index, _unpacked(body)
 
 
 def _unpacked(body: bytes) -> Left:

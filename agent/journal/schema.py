@@ -14,7 +14,7 @@ from agent.journal.disk import DiskFullError, free_bytes
 
 __all__ = ["DATABASE_NAME", "SCHEMA", "connect_reader", "connect_writer", "sqlite_errors"]
 
-SCHEMA = 2
+SCHEMA = 3
 """PRAGMA user_version: the layout that this program writes, and the newest that it reads."""
 
 APPLICATION_ID = 0x44414A31
@@ -24,7 +24,24 @@ DATABASE_NAME = "journal.db"
 BUSY_MS = 10_000
 LOW_SPACE_BYTES = 1 << 20
 
-TABLES = """
+IMAGES = """
+CREATE TABLE images (                   -- one per camera that saw the part
+    number INTEGER PRIMARY KEY,         -- in the order of their records, of one record the foremost first
+    rec INTEGER NOT NULL,
+    view TEXT NOT NULL DEFAULT '',      -- which camera's; empty with one
+    id TEXT NOT NULL,                   -- of the foremost that of the verdict
+    day TEXT NOT NULL,
+    bytes INTEGER NOT NULL,             -- on disk, both files together
+    small INTEGER NOT NULL,             -- 1: a second, smaller file is the one that is published
+    sha256 TEXT NOT NULL,               -- of the published file
+    seq INTEGER,                        -- its row in the outbox; NULL: not for publishing
+    evicted INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX images_rec ON images (rec);
+CREATE INDEX images_kept ON images (number, rec, bytes) WHERE evicted = 0;
+"""
+
+TABLES = f"""
 CREATE TABLE state (                    -- one row; what must outlive every other row
     one INTEGER PRIMARY KEY CHECK (one = 1),
     last_rec INTEGER NOT NULL,          -- never used again
@@ -51,15 +68,7 @@ CREATE TABLE verdicts (
 );
 CREATE UNIQUE INDEX verdicts_trigger ON verdicts (trigger_boot, trigger_sequence);
 CREATE INDEX verdicts_part ON verdicts (part);
-CREATE TABLE images (
-    rec INTEGER PRIMARY KEY, id TEXT NOT NULL, day TEXT NOT NULL,
-    bytes INTEGER NOT NULL,             -- on disk, both files together
-    small INTEGER NOT NULL,             -- 1: a second, smaller file is the one that is published
-    sha256 TEXT NOT NULL,               -- of the published file
-    seq INTEGER,                        -- its row in the outbox; NULL: not for publishing
-    evicted INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX images_kept ON images (rec, bytes) WHERE evicted = 0;
+{IMAGES}
 CREATE TABLE outbox (
     seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, topic TEXT NOT NULL, qos INTEGER NOT NULL, retain INTEGER NOT NULL,
     rec INTEGER, created_ms INTEGER NOT NULL, content_type TEXT NOT NULL,
@@ -75,6 +84,19 @@ ALTER TABLE state ADD COLUMN n_triggers INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE state ADD COLUMN n_refused INTEGER NOT NULL DEFAULT 0;
 UPDATE state SET n_triggers = n_ok + n_defect + n_review + n_error + (SELECT count(*) FROM triggers);
 """
+
+FROM_2 = (
+    """
+DROP INDEX images_kept;
+ALTER TABLE images RENAME TO images_2;
+"""
+    + IMAGES
+    + """
+INSERT INTO images (rec, id, day, bytes, small, sha256, seq, evicted)
+SELECT rec, id, day, bytes, small, sha256, seq, evicted FROM images_2 ORDER BY rec;
+DROP TABLE images_2;
+"""
+)
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
@@ -94,8 +116,9 @@ def connect_writer(path: Path) -> sqlite3.Connection:
                     "INSERT INTO state VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);"
                     f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA}; COMMIT;"
                 )
-            elif int(db.execute("PRAGMA user_version").fetchone()[0]) == 1:
-                db.executescript(f"BEGIN IMMEDIATE; {FROM_1} PRAGMA user_version = {SCHEMA}; COMMIT;")
+            elif (version := int(db.execute("PRAGMA user_version").fetchone()[0])) < SCHEMA:
+                steps = FROM_1 + FROM_2 if version == 1 else FROM_2
+                db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA}; COMMIT;")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute(f"PRAGMA journal_size_limit = {16 << 20}")

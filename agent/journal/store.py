@@ -21,9 +21,14 @@ INSERT OR IGNORE INTO triggers SELECT ?1, ?2, ?3, ?4, ?5, ?6
 WHERE NOT EXISTS (SELECT 1 FROM verdicts WHERE trigger_boot = ?1 AND trigger_sequence = ?2)
 """
 OLDEST_IMAGES = """
-SELECT i.rec, i.id, i.day, i.bytes, o.seq IS NOT NULL
-FROM images i LEFT JOIN outbox o ON o.seq = i.seq WHERE i.evicted = 0 AND i.rec > ? ORDER BY i.rec LIMIT 256
+SELECT i.number, i.rec, i.id, i.day, i.bytes, o.seq IS NOT NULL
+FROM images i LEFT JOIN outbox o ON o.seq = i.seq WHERE i.evicted = 0 AND i.number > ? AND i.rec <= ?
+ORDER BY i.number LIMIT ?
 """
+INSERT_IMAGE = """
+INSERT INTO images (rec, view, id, day, bytes, small, sha256, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+ALL = (1 << 63) - 1
 WORTHWHILE_BYTES = 64 << 10
 KEPT_BOOTS = 10_000
 UPDATE_STATE = """
@@ -37,6 +42,7 @@ class ImageRow:
     """A picture that is kept.
 
     Attributes:
+        number: its place in the order in which pictures were kept.
         rec: its verdict.
         id: its name.
         day: its folder.
@@ -44,6 +50,7 @@ class ImageRow:
         unpublished: whether it still waits for the broker.
     """
 
+    number: int
     rec: int
     id: str
     day: str
@@ -138,16 +145,22 @@ class Store:
             ).fetchone()
         return int(count), int(size)
 
-    def oldest_images(self, after: int = 0) -> list[ImageRow]:
-        """Up to 256 kept pictures in the order of their records, whatever the clock said then."""
-        with sqlite_errors(self.path, "read"):
-            rows = self._db.execute(OLDEST_IMAGES, (after,)).fetchall()
-        return [ImageRow(rec, id_, day, size, bool(waiting)) for rec, id_, day, size, waiting in rows]
+    def oldest_images(self, after: int = 0, *, last_rec: int = ALL, limit: int = 256) -> list[ImageRow]:
+        """Kept pictures in the order of their records, whatever the clock said then.
 
-    def image_kept(self, rec: int) -> ImageRow | None:
-        """The picture of a record, unless it was evicted."""
-        rows = self.oldest_images(rec - 1)
-        return rows[0] if rows and rows[0].rec == rec else None
+        Args:
+            after: only those with a higher number.
+            last_rec: only those of records up to this one.
+            limit: at most so many.
+        """
+        with sqlite_errors(self.path, "read"):
+            rows = self._db.execute(OLDEST_IMAGES, (after, last_rec, limit)).fetchall()
+        return [ImageRow(number, rec, id_, day, size, bool(waiting)) for number, rec, id_, day, size, waiting in rows]
+
+    def image_kept(self, number: int) -> ImageRow | None:
+        """The picture of this number, unless it was evicted."""
+        rows = self.oldest_images(number - 1, limit=1)
+        return rows[0] if rows and rows[0].number == number else None
 
     def retire(self, *, before_lived_ms: int, limit: int) -> tuple[int, list[ImageRow]]:
         """Delete the oldest verdicts that are old enough and published, with their pictures' rows.
@@ -163,7 +176,7 @@ class Store:
             last = self._retirable(before_lived_ms, limit)
             if last is None:
                 return 0, []
-            images = [row for row in self.oldest_images() if row.rec <= last]
+            images = self.oldest_images(last_rec=last, limit=ALL)
             self._db.execute("DELETE FROM outbox WHERE set_aside IS NOT NULL AND rec <= ?", (last,))
             self._db.execute("DELETE FROM images WHERE rec <= ?", (last,))
             gone = self._db.execute("DELETE FROM verdicts WHERE rec <= ?", (last,)).rowcount
@@ -214,14 +227,14 @@ class Store:
         written = db.executemany(INSERT_TRIGGER, plan.triggers).rowcount if plan.triggers else 0
         db.executemany("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", plan.verdicts)
         db.executemany("DELETE FROM triggers WHERE boot = ? AND sequence = ?", plan.answered)
-        db.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, 0)", plan.images)
+        db.executemany(INSERT_IMAGE, plan.images)
         db.executemany("INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)", plan.outbox)
         removed = db.executemany("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq in plan.acknowledged]).rowcount
         removed += db.executemany(
             "UPDATE outbox SET set_aside = ? WHERE seq = ? AND set_aside IS NULL", plan.set_aside
         ).rowcount
         db.executemany("UPDATE verdicts SET body = json_set(body, '$.late_ms', ?) WHERE rec = ?", plan.late)
-        db.executemany("UPDATE images SET evicted = 1 WHERE rec = ?", [(rec,) for rec in plan.evicted])
+        db.executemany("UPDATE images SET evicted = 1 WHERE number = ?", [(each,) for each in plan.evicted])
         db.execute(
             UPDATE_STATE,
             (

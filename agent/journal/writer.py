@@ -256,7 +256,7 @@ class Writer:
             elif isinstance(item, SetAside):
                 self._tell_set_aside(item, now)
             elif isinstance(item, Missing):
-                self._lose_picture(item.rec, now)
+                self._lose_picture(item.number, now)
         return list(jobs.values()), repeats
 
     def _sort_verdict(
@@ -302,9 +302,9 @@ class Writer:
                 seq=item.seq, kind=kind, rec=rec,
             )  # fmt: skip
 
-    def _lose_picture(self, rec: int, now: Stamp) -> None:
-        row = self._store.image_kept(rec)
-        if row is not None and rec not in self._keeper.evicted:
+    def _lose_picture(self, number: int, now: Stamp) -> None:
+        row = self._store.image_kept(number)
+        if row is not None and number not in self._keeper.evicted:
             self._keeper.evict([row], "the file was missing or damaged")
             self._keeper.unlink([row], now)
 

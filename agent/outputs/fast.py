@@ -70,6 +70,8 @@ class FastPath:
     @property
     def trouble(self) -> str | None:
         """Why results may not reach the PLC, in words; None while they do."""
+        if not self._outputs:
+            return None
         told = [self._broken.get(i) or output.trouble for i, output in enumerate(self._outputs)]
         if self._thread is not None and not self._thread.is_alive() and not self._is_closed:
             told.append("the thread of the fast outputs has ended")

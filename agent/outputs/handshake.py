@@ -9,7 +9,10 @@ busy        ‾‾‾‾‾‾‾‾‾‾‾‾‾‾‾\______________________
 
 `valid` never stands while `ok` or `not_ok` changes, each change is a step of its own, and results come in the order of
 their triggers: a PLC that reads `ok` while `valid` is active reads the decision of that part, whichever change it sees
-first and whenever we die.
+first and whenever we die. `ready` comes after `alive`, and goes before it.
+
+`ack` answers a result by an edge while `valid` stands. What came before can't be an answer: a level that is still on
+keeps `valid` back until it is off, and a pulse that is over counts for nothing.
 """
 
 from __future__ import annotations
@@ -136,7 +139,7 @@ class Handshake:
             self._spoiled = self._last
 
     def ack(self, *, is_active: bool) -> None:
-        """The PLC's line, as it is now."""
+        """The PLC's line, as it is now. It was off when `valid` came: an active one came since."""
         self._was_acked |= is_active and self._phase is Phase.STANDS
         self._ack = is_active
 
@@ -157,8 +160,7 @@ class Handshake:
             self._is_muting, self._muted_until = False, now_ns + int(MUTED_MS * 1e6)
         if now_ns >= self._muted_until:
             self._failure = None
-        aside = {name: level for name, level in self._aside(now_ns).items() if level is not self.levels[name]}
-        change = aside or self._advance(now_ns)
+        change = self._change_aside(now_ns) or self._advance(now_ns)
         if change is not None:
             self.levels.update(change)
         return change
@@ -166,11 +168,18 @@ class Handshake:
     def due_ns(self, now_ns: int) -> float:
         """When `step` may have something to do although nothing was told; infinity for never."""
         due = [math.inf if self._phase is Phase.NONE else self._until, self._muted_until]
-        if self._phase is Phase.GAP:
+        if self._phase in (Phase.SET, Phase.GAP):  # `ack` may keep it there: until when that is no trouble
             due.append(self._until + self._times.hold_ns)
         if self._times.beat_ns:
             due.append((now_ns // self._times.beat_ns + 1) * self._times.beat_ns)
         return min((at for at in due if at > now_ns), default=math.inf)
+
+    def _change_aside(self, now_ns: int) -> dict[str, bool]:
+        """What changes of the lines that say nothing of a part; `ready` and `alive` not in one step."""
+        change = {name: level for name, level in self._aside(now_ns).items() if level is not self.levels[name]}
+        if "ready" in change and "alive" in change:
+            del change["ready" if change["ready"] else "alive"]  # its turn is the next step
+        return change
 
     def _aside(self, now_ns: int) -> dict[str, bool]:
         """The lines that say nothing of a part."""
@@ -191,7 +200,7 @@ class Handshake:
         match self._phase:
             case Phase.NONE:
                 return self._show(now_ns)
-            case Phase.SET if is_due:
+            case Phase.SET if is_due and not self._is_acking(now_ns):
                 self._phase, self._until, self._was_acked = Phase.STANDS, now_ns + self._times.hold_ns, False
                 return {"valid": True}
             case Phase.STANDS if is_due or self._was_acked:

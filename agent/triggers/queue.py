@@ -119,7 +119,7 @@ class TriggerQueue:
                 self._inform(lambda watcher: watcher.offered(part))
                 self._tell()
                 return part
-            return self._refuse(part, self._full())
+            return self._refuse(part, self._full(), is_refusal=True)
 
     def refuse(self, part_id: str | None, at: Stamp, reason: str) -> Fault:
         """Bring a trigger that must not be judged: its verdict is `error` with this reason. Waits as `offer` does."""
@@ -176,8 +176,8 @@ class TriggerQueue:
         name = cleaned_id(part_id or "") or made_up_id(self._prefix, at, count)
         return Part(id=name, trigger=self._kind, sequence=count, triggered=at)
 
-    def _refuse(self, part: Part, reason: str) -> Fault:
-        fault = self._fault(part, reason)
+    def _refuse(self, part: Part, reason: str, *, is_refusal: bool = False) -> Fault:
+        fault = self._fault(part, reason, is_refusal=is_refusal)
         if len(self._refusals) == MAX_REFUSALS:
             log_event(log, "triggers_held_back", logging.ERROR, refusals=MAX_REFUSALS)
         self._changed.wait_for(lambda: len(self._refusals) < MAX_REFUSALS or self._is_closed)
@@ -185,8 +185,8 @@ class TriggerQueue:
         self._changed.notify_all()
         return fault
 
-    def _fault(self, part: Part, reason: str) -> Fault:
-        fault = Fault(part=part, stage="trigger", reason=reason)
+    def _fault(self, part: Part, reason: str, *, is_refusal: bool = False) -> Fault:
+        fault = Fault(part=part, stage="trigger", reason=reason, is_refusal=is_refusal)
         self._inform(lambda watcher: watcher.refused(fault))
         return fault
 

@@ -22,7 +22,7 @@ from tests.kit import pycuda, tensorrt
 from tests.kit.commands import Ran, run_command
 from tests.kit.goldens import confused_classifier, golden_bundle, tensorrt_bundle
 from tests.kit.station import make_parts, make_station
-from tests.kit.users import without_root
+from tests.kit.users import let_others_in, without_root
 
 PARTS = 2
 
@@ -498,8 +498,7 @@ def test_accept_with_a_read_only_cache_says_that_it_is_mounted_so(good: Path, tm
 
 def test_accept_with_a_cache_of_another_user_names_the_right_one(good: Path, tmp_path: Path) -> None:
     """EACCES has another remedy than a full disk."""
-    for folder in [tmp_path, *tmp_path.parents[:2]]:
-        folder.chmod(0o755)
+    let_others_in(tmp_path)
     (tmp_path / "engines").mkdir(mode=0o755)
     (tmp_path / "state").mkdir()
     (tmp_path / "state").chmod(0o777)

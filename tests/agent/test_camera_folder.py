@@ -157,6 +157,38 @@ def test_a_folder_that_is_gone_is_a_lost_camera_until_it_is_back(tmp_path: Path)
     assert camera.lost is None
 
 
+def test_a_triggered_folder_that_is_gone_is_lost_and_comes_back_by_itself(tmp_path: Path) -> None:
+    """Nobody polls it: who asks is told, before the next trigger and without one; the pictures wait for their parts."""
+    folder = write_pictures(tmp_path / "in", ["1.png", "2.png"])
+    camera = folder_camera(folder)
+    folder.rename(tmp_path / "away")
+    before_any = camera.lost
+    faults = [camera.read(PART) for _ in range(5)]
+    ended = camera.ended
+    (tmp_path / "away").rename(folder)
+    after = camera.lost
+    frames = [camera.read(PART) for _ in range(2)]
+
+    assert before_any == f"the folder {folder} is gone, or may not be read any more"
+    assert [fault.reason for fault in faults if isinstance(fault, Fault)] == [before_any] * 5
+    assert not ended
+    assert after is None
+    assert [Path(frame.source).name for frame in frames if isinstance(frame, Frame)] == ["1.png", "2.png"]
+
+
+def test_a_part_that_bears_its_pictures_name_is_over_when_the_folder_goes(tmp_path: Path) -> None:
+    """It has its verdict, an error: another part of the same name would be a second one."""
+    folder = write_pictures(tmp_path / "in", ["1.png", "2.png"])
+    camera = folder_camera(folder)
+    assert camera.poll(0)
+    folder.rename(tmp_path / "away")
+    fault = camera.read(Part(id="1.png", trigger="frame", sequence=1, triggered=Stamp.now()))
+
+    assert isinstance(fault, Fault)
+    assert "is gone" in fault.reason
+    assert camera.upcoming == "2.png"
+
+
 def test_names_that_can_not_be_printed_get_printable_ids_that_differ(tmp_path: Path) -> None:
     """Ids go into logs, JSON and MQTT; two pictures must not share one, or the second would count as judged."""
     names = [b"a\nb.png", b"a\tb.png", b"caf\xe9.png", b"caf\xe8.png"]

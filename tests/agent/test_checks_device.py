@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from tests.kit import pycuda, tensorrt
 from tests.kit.commands import run_command
 from tests.kit.goldens import tensorrt_bundle
 from tests.kit.station import make_parts, make_station
-from tests.kit.users import without_root
+from tests.kit.users import let_others_in, without_root
 
 JETSON = {
     "proc/device-tree/model": "NVIDIA Jetson Orin NX\0",
@@ -106,8 +104,7 @@ def test_what_is_not_there_is_named(config: Path, tmp_path: Path, without: str, 
 def test_device_files_that_this_user_may_not_open_name_the_groups(config: Path, tmp_path: Path) -> None:
     """The commonest of all: the service's user is in no group."""
     root = board(tmp_path)
-    for folder in itertools.takewhile(lambda at: at != Path(tempfile.gettempdir()), [tmp_path, *tmp_path.parents]):
-        folder.chmod(0o755)
+    let_others_in(tmp_path)
     for node in (root / "dev").iterdir():
         node.chmod(0o600)
     with machine(count=0):

@@ -357,3 +357,23 @@ def test_few_boxes_are_suppressed_as_many_are(seed: int) -> None:
 
     assert few.tolist() == [i for i in many.tolist() if i < n]
     assert suppress(boxes, scores, classes, 0.4, limit=3).tolist() == few.tolist()[:3]
+
+
+@pytest.mark.parametrize("coding", ["distances", "corners", "centre"])
+def test_few_boxes_are_decoded_as_many_are(coding: Any) -> None:
+    """A part with a few findings takes a shorter way to the same numbers, to the last bit."""
+    rng = np.random.default_rng(3)
+    levels: tuple[PriorLevel, ...] = (
+        PriorLevel(rows=8, columns=8, step_x_px=4.0, step_y_px=4.0, offset=0.5, sizes_px=((4.0, 4.0),)),
+    )
+    spec = DetectionSpec(
+        boxes=coding, scores="sigmoid", levels=levels if coding == "distances" else (), score_above=0.3
+    )
+    decoder = BoxDecoder(spec, 3)
+    for _ in range(200):
+        boxes = (rng.normal(0, 9, (64, 4)) * rng.choice([1, 1e8], p=[0.95, 0.05])).astype(np.float32)
+        at = np.sort(rng.choice(64 * 3, size=int(rng.integers(1, 24)), replace=False)).astype(np.int64)
+        values = (rng.integers(3, 9, len(at)) / 9).astype(np.float32)
+        few, many = decoder._few(boxes, at, values), decoder._many(boxes, at, values)
+
+        assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(few, many, strict=True))

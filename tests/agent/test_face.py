@@ -11,6 +11,7 @@ import pytest
 
 from agent.board import Board
 from agent.config import read_config
+from agent.damping import STEADY_S
 from agent.face import LOOK_S, Face, Throttling
 from agent.journal import Journal
 from tests.kit.bundles import make_bundle
@@ -49,10 +50,16 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     told: list[str | None] = []
     with open_journal(config.state_dir) as journal:
         board = Board(tmp_path / "root")
-        face = Face(config, make_bundle(tmp_path), "kit 1.0", journal, fault=told.append, board=board)
-        rig = Rig(face, journal, tmp_path / "root", told)
-        face._throttling._clock = lambda: rig.now_s
-        yield rig
+        made: list[Rig] = []
+
+        def clock() -> float:
+            return made[0].now_s
+
+        bundle = make_bundle(tmp_path)
+        face = Face(config, bundle, "kit 1.0", journal, fault=told.append, board=board, clock=clock)
+        face._throttling._clock = clock
+        made.append(Rig(face, journal, tmp_path / "root", told))
+        yield made[0]
 
 
 def names(journal: Journal) -> list[str]:
@@ -82,6 +89,87 @@ def test_a_camera_that_is_back_leaves_the_trigger_that_is_not(rig: Rig) -> None:
     rig.face.changed("trigger", None)
 
     assert rig.told[-2:] == ["the trigger: line 5 is gone", None]
+
+
+def flap(rig: Rig, what: str, times: int, *, every_s: float = 1.0) -> None:
+    """Lost and back again."""
+    for _ in range(times):
+        rig.face.changed(what, "unplugged")
+        rig.now_s += every_s / 2
+        rig.face.changed(what, None)
+        rig.now_s += every_s / 2
+
+
+@pytest.mark.parametrize(("what", "shown"), [("camera", "camera folder"), ("trigger", "the trigger")])
+def test_what_flaps_is_told_as_unsteady_once_and_once_when_it_holds(rig: Rig, what: str, shown: str) -> None:
+    """A loose plug must not flood the plant's events: told are the first three losses, then that it does not hold."""
+    told: list[str] = []
+    rig.face.tell_status = lambda: told.append(rig.face.status().reason)
+    flap(rig, what, 200)
+    during = rig.face.status()
+    rig.now_s += STEADY_S - 1.0
+    rig.face.look()
+    too_soon = names(rig.journal)
+    rig.now_s += 1.0
+    rig.face.metrics()
+
+    assert too_soon == [f"{what}_lost", f"{what}_found"] * 3 + [f"{what}_unsteady"]
+    assert names(rig.journal) == [*too_soon, f"{what}_found"]
+    assert during.state == "degraded"
+    assert during.reason == f"{shown}: unsteady, lost 4 times within 3 s, the last time: unplugged"
+    assert told == [f"{shown}: unplugged", "running"] * 3 + [during.reason, "running"]
+    unsteady, found = events(rig.journal)[-2:]
+    assert (unsteady["severity"], unsteady["data"]["losses"]) == ("alarm", 4)
+    assert (found["severity"], found["data"]["losses"]) == ("info", 200)
+    assert found["text"] == f"{shown} is back and holds, after it was lost 200 times within 200 s"
+
+
+def test_what_flaps_and_then_stays_away_is_told_as_lost(rig: Rig) -> None:
+    """The last event says how it is; the status has the reason of the loss again."""
+    flap(rig, "output", 5)
+    rig.face.changed("output", "the PLC does not read")
+    rig.now_s += STEADY_S
+    rig.face.idle()
+
+    assert names(rig.journal)[-2:] == ["output_unsteady", "output_lost"]
+    assert rig.face.status().reason == "the output: the PLC does not read"
+    last = events(rig.journal)[-1]
+    assert last["data"]["losses"] == 6
+    assert last["text"] == "the output: the PLC does not read, and stays away; lost 6 times within 5 s before"
+
+
+def test_after_it_held_losses_are_told_at_once_again(rig: Rig) -> None:
+    """Also where nobody looked in between; what is lost seldom is never unsteady."""
+    flap(rig, "camera", 9)
+    rig.now_s += STEADY_S
+    flap(rig, "camera", 1, every_s=25.0)
+    flap(rig, "camera", 9, every_s=25.0)
+
+    assert names(rig.journal)[7:] == ["camera_found", *["camera_lost", "camera_found"] * 10]
+
+
+def test_the_fast_outputs_follow_a_camera_that_flaps(rig: Rig) -> None:
+    """A level is no flood, and the PLC must not be told that a dead camera can judge."""
+    flap(rig, "camera", 9)
+
+    assert rig.told == ["camera folder: unplugged", None] * 9
+
+
+def test_one_that_flaps_hides_no_other(rig: Rig) -> None:
+    """Each is damped by itself."""
+    flap(rig, "camera", 9)
+    rig.face.changed("trigger", "line 5 is gone")
+
+    assert names(rig.journal)[-1] == "trigger_lost"
+    assert rig.face.status().reason.endswith("the last time: unplugged; the trigger: line 5 is gone")
+
+
+def test_the_metrics_carry_what_the_camera_counts(rig: Rig) -> None:
+    """Nothing until somebody says what it is."""
+    before = rig.face.metrics().camera
+    rig.face.camera = lambda: {"resent_packets": 12}
+
+    assert (before, rig.face.metrics().camera) == ({}, {"resent_packets": 12})
 
 
 def test_status_and_metrics_carry_the_ledger(rig: Rig) -> None:

@@ -7,6 +7,8 @@ import json
 import uuid
 from typing import Any
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +25,8 @@ from agent.journal.compose import (
     verdict_json,
     verdict_message,
 )
-from agent.messages import MAX_VERDICT_BYTES, ImageRef, to_json
+from agent.locate import Located
+from agent.messages import MAX_VERDICT_BYTES, ImageRef, ViewImageRef, to_json
 from agent.verdict import Decision, Verdict
 from agent.views import PartVerdict, ViewResult, worst_of
 from tests.kit.verdicts import make_image, make_part, make_verdict
@@ -151,6 +154,7 @@ def test_a_message_holds_what_was_decided() -> None:
         "replayed": False,
         "late_ms": None,
         "views": [],
+        "located": None,
     }
 
 
@@ -169,7 +173,7 @@ def test_a_waiting_verdict_holds_no_picture_that_nobody_keeps() -> None:
     def kept(decision: Decision, keep: Any) -> bool:
         draft = draft_from_verdict(make_verdict(decision=decision, image=image), boot="b", keep=keep)
         assert draft.verdict.inspection.frame is None
-        return draft.image is image
+        return [exposure.image is image for exposure in draft.exposures] == [True]
 
     assert [kept(Decision.OK, "flagged"), kept(Decision.OK, "all"), kept(Decision.OK, "none")] == [False, True, False]
     assert [kept(Decision.DEFECT, "flagged"), kept(Decision.ERROR, "flagged"), kept(Decision.REVIEW, "none")] == [
@@ -250,7 +254,7 @@ def test_any_event_becomes_valid_json(data: dict[str, Any], text: str) -> None:
 
 
 def test_a_part_of_sixteen_views_fits_and_says_what_each_decided() -> None:
-    """The worst view decides; the message names them all, whatever their names are, and keeps no picture."""
+    """The worst view decides; the message names them all, whatever their names are, and keeps no ok one's picture."""
     part = make_part(1)
     views = [
         ViewResult(
@@ -267,7 +271,57 @@ def test_a_part_of_sixteen_views_fits_and_says_what_each_decided() -> None:
     assert len(payload) <= MAX_VERDICT_BYTES
     assert message["decision"] == "defect"
     assert [view["decision"] for view in message["views"]] == ["defect" if i == 7 else "ok" for i in range(16)]
-    assert message["views"][7] == {"name": "07" + "v" * 38, "decision": "defect", "class": "scratch", "score": 0.91}
+    assert message["views"][7] == {"name": "07" + "v" * 38, "decision": "defect", "class": "scratch", "score": 0.91} | {
+        "image": None
+    }
     assert isinstance(draft.verdict, PartVerdict)
     assert all(view.verdict.inspection.frame is None for view in draft.verdict.views)
-    assert draft.image is not None
+    assert [exposure.view for exposure in draft.exposures] == ["07" + "v" * 38]
+
+
+@pytest.mark.parametrize("station", [HEADER.station, LONG_STATION])
+@pytest.mark.parametrize("flagged", [1, 3, 5, 16])
+def test_a_message_of_many_flagged_views_stays_small_and_tells_every_decision_as_long_as_that_fits(
+    station: str, flagged: int
+) -> None:
+    """Findings go first, then hashes, then the last pictures' names; a plant's usual name has room for all names."""
+    part = make_part(1)
+    views = [
+        ViewResult(
+            name=f"{i:02}" + "v" * 38,
+            verdict=make_verdict(part, Decision.DEFECT if i < flagged else Decision.OK, image=make_image(i)),
+        )
+        for i in range(16)
+    ]
+    ids = {view.name: uuid7(1_791_191_643_000 + i) for i, view in enumerate(views)}
+    images = {view.name: ViewImageRef(id=ids[view.name], sha256="0" * 64, bytes=12_345_678) for view in views[:flagged]}
+    draft = draft_from_verdict(worst_of(views), boot="0badcafe", keep="flagged")
+    top = ImageRef(id=ids[views[0].name], sha256="0" * 64, bytes=9, topic=f"{station}/image/{ids[views[0].name]}")
+    header = dataclasses.replace(HEADER, station=station)
+    payload = verdict_json(
+        verdict_message(draft, header, rec=2**53, id_=ids[views[0].name], image=top, view_images=images)
+    )
+    message = strict_json(payload)
+
+    assert len(payload) <= MAX_VERDICT_BYTES
+    assert message["image"] == dataclasses.asdict(top)
+    if station == HEADER.station:
+        assert [view["name"] for view in message["views"]] == list(ids)
+        named = [view["image"]["id"] for view in message["views"] if view["image"]]
+        assert named == list(ids.values())[: min(flagged, 5)] if flagged < 16 else len(named) >= 5
+    told = [view["decision"] for view in message["views"]]
+    assert told == ["defect"] * min(len(told), flagged) + ["ok"] * (len(told) - flagged)
+
+
+def test_a_message_tells_where_the_part_lay() -> None:
+    """In pixels of the frame and degrees, against the reference picture; null where a number is none."""
+    verdict = make_verdict(decision=Decision.OK, image=make_image())
+
+    def told(score: float) -> Any:
+        found = Located(score=score, shift_px=(12.346, -3.0), turn_deg=1.239, matrix=np.eye(3))
+        inspection = dataclasses.replace(verdict.inspection, located=found)
+        draft = draft_from_verdict(dataclasses.replace(verdict, inspection=inspection), boot="b", keep="none")
+        return strict_json(verdict_json(verdict_message(draft, HEADER, rec=1, id_="x", image=None)))["located"]
+
+    assert told(0.87654) == {"score": 0.8765, "shift_x_px": 12.35, "shift_y_px": -3.0, "turn_deg": 1.24}
+    assert told(float("nan")) is None

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.frame import Fault
+from agent.frame import Fault, Stamp
 from agent.inspection import Inspection
 from agent.journal import Journal, Ledger
+from agent.triggers.queue import TriggerQueue
 from agent.verdict import Decision
 from tests.kit.commands import run_command
+from tests.kit.old_journals import make_old
 from tests.kit.verdicts import BUNDLE, judge, make_part, make_verdict, open_journal
 
 
@@ -35,16 +37,27 @@ def test_every_trigger_stands_under_its_decision_or_as_pending(tmp_path: Path) -
         assert ledger(journal).closes
 
 
-def test_a_refused_trigger_is_a_trigger_and_an_error(tmp_path: Path) -> None:
-    """Beyond the limit of those that may wait, nothing is silent."""
+def test_a_refused_trigger_is_a_trigger_and_an_error_and_one_that_a_stop_answered_is_not_refused(
+    tmp_path: Path,
+) -> None:
+    """`refused` says that the line is too slow for its triggers: a stop must not count there, nor a bad trigger."""
+    queue = TriggerQueue(kind="tcp", prefix="T", waiting=1)
+    queue.next(0.0)
+    for name in ("judged", "waits", "too-many"):
+        queue.offer(name, Stamp.now())
+    queue.refuse("bad", Stamp.now(), "the barcode can't be read")
+    first = [queue.next(0.0) for _ in range(3)]
+    queue.close()
+    faults = [fault for fault in (*first, queue.next(0.0)) if isinstance(fault, Fault)]
     with open_journal(tmp_path) as journal:
-        part = make_part(1)
-        fault = Fault(part=part, stage="trigger", reason="refused: 1 trigger waits already")
-        inspection = Inspection(part=part, frame=None, fault=fault, bundle=BUNDLE, engine="none")
-        journal.trigger(part)
-        journal.record(dataclasses.replace(make_verdict(part, Decision.ERROR), inspection=inspection))
+        for fault in faults:
+            inspection = Inspection(part=fault.part, frame=None, fault=fault, bundle=BUNDLE, engine="none")
+            verdict = dataclasses.replace(make_verdict(fault.part, Decision.ERROR), inspection=inspection)
+            journal.trigger(fault.part)
+            journal.record(verdict)
 
-        assert ledger(journal) == Ledger(triggers=1, ok=0, defect=0, review=0, error=1, pending=0, refused=1)
+        assert [fault.part.id for fault in faults] == ["too-many", "bad", "waits"]
+        assert ledger(journal) == Ledger(triggers=3, ok=0, defect=0, review=0, error=3, pending=0, refused=1)
 
 
 def test_it_closes_at_any_moment_and_over_many_starts(tmp_path: Path) -> None:
@@ -117,12 +130,7 @@ def test_a_journal_of_an_agent_that_did_not_count_is_taken_over(tmp_path: Path) 
         judge(journal, 1, Decision.OK)
         judge(journal, 2, Decision.DEFECT)
         journal.trigger(make_part(3))
-    db = sqlite3.connect(tmp_path / "journal.db")
-    with db:
-        for column in ("n_triggers", "n_refused"):
-            db.execute(f"ALTER TABLE state DROP COLUMN {column}")
-        db.execute("PRAGMA user_version = 1")
-    db.close()
+    make_old(tmp_path, 1)
     with Journal.open_readonly(tmp_path) as reader:
         before = reader.ledger()
     with open_journal(tmp_path) as journal:

@@ -17,6 +17,7 @@ from agent.errors import JournalError
 from agent.frame import Part
 from agent.journal import Journal
 from agent.journal.ring import SLOT, TriggerRing, ring_places
+from tests.kit.commands import run_command
 from tests.kit.verdicts import events, make_part, make_verdict, open_journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,7 @@ BOOT = "0123abcd"
 DIES = """
 import os, signal, sqlite3, sys
 from pathlib import Path
+from tests.kit.commands import run_command
 from tests.kit.verdicts import make_part, make_verdict, open_journal
 
 state_dir, held, count = Path(sys.argv[1]), sys.argv[2] == "held", int(sys.argv[3])
@@ -73,6 +75,18 @@ def test_triggers_that_no_disk_has_seen_are_errors_at_the_next_start(tmp_path: P
     assert stored == [("judged", 1), *((f"heard-{n}", 4) for n in range(2, 7))]
     assert ledger.triggers == 6
     assert ledger.closes
+
+
+def test_verify_knows_them_before_the_next_start(tmp_path: Path) -> None:
+    """A technician looks at a station that is dead: nothing is missing, and he reads what will become of them."""
+    die(tmp_path / "state")
+    said = run_command("agent.cli.journal", "verify", "--state", tmp_path / "state")
+    open_journal(tmp_path / "state").close()
+    after = run_command("agent.cli.journal", "verify", "--state", tmp_path / "state", "--json")
+
+    assert said.code == 0
+    assert "5 more have no row yet" in said.out
+    assert json.loads(after.out) | {"ledger": None} == {"ledger": None, "in_memory": 0, "faults": []}
 
 
 def test_the_second_start_after_it_answers_nobody_again(tmp_path: Path) -> None:

@@ -191,6 +191,73 @@ def test_an_ack_before_the_result_takes_nothing() -> None:
     assert wires.told("ok", "valid") == "=10 +ok =1 +valid =50 -valid =1 -ok"
 
 
+def test_an_ack_that_comes_before_valid_takes_nothing_and_valid_waits_for_it_to_go() -> None:
+    """The PLC can't have read what did not stand: a level that is left on, or an early pulse, is no answer to it."""
+    wires = wires_of(ack=True, setup_ms=10.0)
+    wires.rules.expect(1)
+    wires.rules.result(1, "ok")
+    wires.wait(5)
+    wires.rules.ack(is_active=True)
+    wires.wait(20)
+    wires.rules.ack(is_active=True)  # the level, each time that somebody looks
+    wires.wait(100)
+    early, trouble = wires.told("ok", "valid"), wires.rules.trouble
+    wires.rules.ack(is_active=False)
+    wires.wait(10)
+    wires.rules.ack(is_active=True)
+    wires.wait(0)
+
+    assert early == "+ok"
+    assert trouble == "outputs.gpio.ack is active although no result stands: the next result waits for it"
+    assert wires.told("ok", "valid") == "=125 +valid =10 -valid"
+    assert wires.rules.trouble is None
+
+
+def test_an_early_pulse_is_not_kept_for_the_result_that_comes() -> None:
+    """It stands for as long as one that nobody acknowledged, and that is told."""
+    wires = wires_of(ack=True, setup_ms=10.0)
+    wires.rules.expect(1)
+    wires.rules.result(1, "ok")
+    wires.wait(5)
+    wires.rules.ack(is_active=True)
+    wires.rules.ack(is_active=False)
+    wires.wait(1_000)
+
+    assert wires.told("ok", "valid") == "+ok =10 +valid =50 -valid =10 -ok"
+    assert wires.rules.trouble == "outputs.gpio.ack did not come within 50 ms of a result"
+
+
+@pytest.mark.parametrize("is_shuffled", [False, True], ids=["in order", "shuffled"])
+def test_ready_comes_last_and_goes_first(*, is_shuffled: bool) -> None:
+    """Who brings a trigger when `ready` comes has seen `alive`: at the start, after a failure, and at the end."""
+    wires = Wires(Handshake(GpioOutputConfig(**LINES)), is_shuffled=is_shuffled)
+    wires.rules.ready(is_ready=True)
+    wires.settle()
+    start = wires.told()
+    wires.rules.failed(wires.now, "EIO")
+    for name in SAFE:
+        wires.set(name, level=False)
+    wires.told()
+    wires.wait(600)
+    again = wires.told("ready", "alive")
+    wires.rules.close()
+    wires.settle()
+
+    assert start == "+alive +ready"
+    assert again == "=500 +alive +ready"
+    assert wires.told("ready", "alive").endswith("-ready -alive")
+
+
+def test_a_fault_is_shown_before_ready_comes() -> None:
+    """A PLC that triggers at `ready` must not see the `alive` of before."""
+    wires = wires_of()
+    wires.rules.ready(is_ready=True)
+    wires.rules.fault("camera lost")
+    wires.settle()
+
+    assert wires.told() == "-alive +ready"
+
+
 def test_alive_and_ready_say_what_they_are_called() -> None:
     """A fault takes `alive`, not the results: each part still gets its own."""
     wires = wires_of()

@@ -391,7 +391,7 @@ def test_what_is_lost_is_told_once_and_once_that_it_is_back(tmp_path: Path) -> N
         for reason in ("gone", "still gone", None):
             camera.lost = reason  # type: ignore[assignment]
             line.trigger.lost = line.plc.trouble = reason
-            wait_until(lambda: line.station._lost.get("output") == reason, 30)  # noqa: B023
+            wait_until(lambda: line.station._lost[2] == reason, 30)  # noqa: B023
 
         assert told == [(what, back) for back in (False, True) for what in ("camera", "trigger", "output")]
 

@@ -18,6 +18,7 @@ import pytest
 from paho.mqtt import publish
 
 from tests.kit.broker import Listener, Mosquitto, free_port
+from tests.kit.contract import breaches
 from tests.kit.waiting import wait_until
 
 pytest.importorskip("amqtt", reason="needs amqtt: pip install -e '.[demo]'")
@@ -121,6 +122,7 @@ def test_each_part_comes_back_as_one_verdict_and_everything_is_kept_on_request(
 
 def _check_kept(kept: Path, document: dict[str, Any]) -> None:
     verdicts = [json.loads(line) for line in (kept / "received.jsonl").read_text().splitlines()]
+    assert [b for v in verdicts for b in breaches(f"{v['station']}/verdict", json.dumps(v).encode(), None, ())] == []
     with (kept / "truth.csv").open(newline="") as file:
         parts = [row["file"] for row in csv.DictReader(file)]
     sheet = cv2.imread(str(kept / "contact-sheet.png"))

@@ -23,6 +23,7 @@ from agent.messages import MetricsMessage, StatusMessage, rfc3339
 from agent.publisher import Publisher
 from tests.kit.broker import Mosquitto
 from tests.kit.chaos import Book, ChaosEngine, Plant, Tap
+from tests.kit.contract import breaches
 from tests.kit.lines import HandTrigger, RealLine
 from tests.kit.live import LiveCamera
 from tests.kit.tcp_proxy import TcpProxy
@@ -211,3 +212,5 @@ class Scada:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait(10)
+        whole = self._path.read_bytes().rpartition(b"\n")[0].splitlines()
+        assert [b for line in whole for b in breaches(f"{STATION}/verdict", line, None, ())][:3] == []

@@ -15,6 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from agent.journal import Journal
 from tests.kit.broker import Mosquitto, free_port
 from tests.kit.commands import run_command
+from tests.kit.contract import breaches
 from tests.kit.line_plc import LinePlc
 from tests.kit.station import ROOT, AgentProcess, make_parts, make_station
 from tests.kit.waiting import wait_until
@@ -37,6 +38,7 @@ class Scada:
     def __init__(self, port: int) -> None:
         self.by_rec: dict[int, set[str]] = collections.defaultdict(set)
         self.received = 0
+        self.breaches: list[str] = []
         self._subscribed = threading.Event()
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="scada", clean_session=False)
         self._client.reconnect_delay_set(1, 1)
@@ -49,12 +51,14 @@ class Scada:
 
     def _file(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         verdict = json.loads(message.payload)
+        self.breaches += breaches(message.topic, message.payload, None, ())
         self.received += 1
         self.by_rec[verdict["rec"]].add(verdict["part"])
 
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        assert self.breaches == []
 
 
 @pytest.mark.mosquitto

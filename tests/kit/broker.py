@@ -18,6 +18,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from tests.kit.contract import breaches
 from tests.kit.waiting import wait_until
 
 __all__ = ["Amqtt", "Listener", "Message", "Mosquitto", "free_port"]
@@ -125,6 +126,8 @@ class Listener:
         protocol: MQTT 5 shows content types.
         username: for brokers that want one.
         password: its password.
+        documented: at the end every message of a station must be as configs/asyncapi.yaml says; False where a test
+            sends others on purpose.
     """
 
     def __init__(
@@ -132,11 +135,13 @@ class Listener:
         port: int,
         topic: str = "#",
         *,
+        documented: bool = True,
         protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
         username: str | None = None,
         password: str | None = None,
     ) -> None:
         self._topic = topic
+        self._documented = documented
         self._lock = threading.Lock()
         self._messages: list[Message] = []
         self._subscriptions = 0
@@ -201,6 +206,9 @@ class Listener:
     ) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        if kind is None and self._documented:
+            broken = [breach for m in self._messages for breach in breaches(m.topic, m.payload, m.content_type, m.user)]
+            assert not broken, f"{len(broken)} breaches of configs/asyncapi.yaml, the first: {broken[:3]}"
 
 
 _AMQTT = """
