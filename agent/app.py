@@ -43,6 +43,7 @@ from agent.publisher import Publisher
 from agent.roi import Roi, configured_size
 from agent.station import Station
 from agent.triggers import Trigger, open_trigger
+from agent.triggers.mqtt import MqttTrigger
 from agent.verdict import Verdict, policy_from_config
 from agent.views import PartVerdict, View, ViewCameras, joined_by, judge_from_config
 
@@ -141,7 +142,7 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
         _tell_changed(journal, engine, admission)
         face = Face(config, bundle, engine.name, journal, fault=fast.fault)
         heartbeat = Heartbeat(stuck_s=config.watchdog.stuck_s)
-        with _publishing(config, journal, face, beside(cores)) as publisher, running_on(cores):
+        with _publishing(config, journal, face, trigger, beside(cores)) as publisher, running_on(cores):
             watch = _watch(config, bundle, engine, admission, lambda *told: face.engine_changed(*told, stop=stop))
             station = Station(
                 trigger=trigger,
@@ -305,7 +306,9 @@ def _closing(journal: Journal) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _publishing(config: AgentConfig, journal: Journal, face: Face, cores: frozenset[int]) -> Iterator[Publisher | None]:
+def _publishing(
+    config: AgentConfig, journal: Journal, face: Face, trigger: Trigger, cores: frozenset[int]
+) -> Iterator[Publisher | None]:
     if config.mqtt is None:
         yield None
         return
@@ -316,7 +319,10 @@ def _publishing(config: AgentConfig, journal: Journal, face: Face, cores: frozen
         status=face.status,
         metrics=face.metrics,
         tell_event=journal.event,
+        trigger=trigger if isinstance(trigger, MqttTrigger) else None,
     )
+    if isinstance(trigger, MqttTrigger):
+        trigger.trouble = lambda: publisher.link.problem
     face.tell_status = publisher.status_changed
     with running_on(cores):
         publisher.start()

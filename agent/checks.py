@@ -28,7 +28,7 @@ from agent.config import (
     ViewConfig,
     read_config,
 )
-from agent.cores import line_cores
+from agent.cores import line_cores, running_on
 from agent.engines import Engine, fell_back, open_cache, open_engine, time_for_one
 from agent.errors import AgentError, ConfigError
 from agent.frame import Fault, Part, Stamp
@@ -246,7 +246,8 @@ def _policy_of_detector(bundle: Bundle, config: AgentConfig, text: str) -> Findi
 
 def _engine(bundle: Bundle, config: AgentConfig, identity: dict[str, str]) -> Finding:
     """Open it and replay the goldens; `identity` gets what it is."""
-    engine = open_engine(bundle, config.engine, cache=open_cache(config), within_ms=time_for_one(config))
+    with running_on(line_cores(config.line.pin_cores)):  # as `run` does: threads are chosen for these cores
+        engine = open_engine(bundle, config.engine, cache=open_cache(config), within_ms=time_for_one(config))
     identity.update(engine.identity)
     try:
         found = _golden(bundle, engine, reference_graph(bundle, engine, config.engine))

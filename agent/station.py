@@ -23,6 +23,7 @@ Threads of the process, all of them:
 | `journal` | the writing connection, evidence files | the disk | the journal is closed: drains first |
 | `publisher` | the MQTT socket, a reading connection | the network | stopped, after a bounded drain |
 | `gpio` (result lines), `tcp` (line server) | the lines; the sockets | the chip's edges; the network | outputs and trigger are closed |
+| `commands` (MQTT trigger) | commands that wait, and their replies | nothing | the publisher is stopped |
 | `reopen`, `NAME-close` (GenICam, Pi) | a camera that is opened again, or let go of | the driver | the driver returns |
 | `cuda-context` (PyCUDA only) | the GPU's primary context | the driver | the engine is closed |
 

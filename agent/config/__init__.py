@@ -27,6 +27,7 @@ from agent.config.triggers import (
     FreeRunConfig,
     GpioTriggerConfig,
     IntervalTriggerConfig,
+    MqttTriggerConfig,
     TcpTriggerConfig,
     TriggerConfig,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "LogConfig",
     "MaskConfig",
     "MqttConfig",
+    "MqttTriggerConfig",
     "OpenCvCameraConfig",
     "OutputsConfig",
     "PerspectiveConfig",
@@ -389,6 +391,8 @@ class AgentConfig:
             self._leave_time_for(self.camera)
         self._leave_time_for_triggered()
         self._check_views()
+        if isinstance(self.trigger, MqttTriggerConfig) and self.mqtt is None:
+            raise ConfigError("trigger.kind: got mqtt beside mqtt: null, expected a broker that the commands come from")
 
     @property
     def engines_dir(self) -> Path:

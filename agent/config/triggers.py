@@ -12,6 +12,7 @@ __all__ = [
     "FreeRunConfig",
     "GpioTriggerConfig",
     "IntervalTriggerConfig",
+    "MqttTriggerConfig",
     "TcpTriggerConfig",
     "TriggerConfig",
 ]
@@ -110,4 +111,28 @@ class TcpTriggerConfig:
     waiting: int = _key(1, low=0, high=10_000)
 
 
-TriggerConfig = Union[FrameTriggerConfig, FreeRunConfig, IntervalTriggerConfig, GpioTriggerConfig, TcpTriggerConfig]  # noqa: UP007 - read at run time on Python 3.10
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MqttTriggerConfig:
+    """A command on `ROOT/cmd/trigger`, for lines where the milliseconds of a broker do not matter.
+
+    Attributes:
+        kind: `mqtt`.
+        part_prefix: generated part ids begin with it.
+        delay_ms: from the trigger to the exposure.
+        waiting: triggers that may wait while a part is judged; one beyond them gets an `error` verdict at once.
+    """
+
+    kind: Literal["mqtt"]
+    part_prefix: str = _key("part", pattern=r"[\w.-]{1,40}", form="1 to 40 letters, digits, `_`, `.` or `-`")
+    delay_ms: float = _key(0.0, low=0, high=60_000)
+    waiting: int = _key(1, low=0, high=10_000)
+
+
+TriggerConfig = Union[  # noqa: UP007 - read at run time on Python 3.10
+    FrameTriggerConfig,
+    FreeRunConfig,
+    IntervalTriggerConfig,
+    GpioTriggerConfig,
+    TcpTriggerConfig,
+    MqttTriggerConfig,
+]

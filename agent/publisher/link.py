@@ -16,6 +16,7 @@ import logging
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import paho.mqtt.client as mqtt
@@ -23,7 +24,10 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from agent.commands.decode import MAX_BYTES, Incoming
+from agent.frame import Stamp
 from agent.publisher import words
 from agent.publisher.access import Access
 from agent.publisher.words import Trouble
@@ -35,6 +39,9 @@ Protocol = Literal["5", "3.1.1"]
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_S = 5.0
 KEEPALIVE_TIMEOUT = 0x8D
+MAX_INCOMING_BYTES = 65_536
+"""Commands are small: an MQTT 5 broker is told to send us nothing larger."""
+
 GOOD_BELOW = 0x80
 """A reason code from here on is a refusal (MQTT 5.0, section 2.4)."""
 
@@ -70,17 +77,29 @@ class Link:
         access: where to, and who we are.
         protocol: `5` or `3.1.1`.
         will: topic and payload that the broker publishes, retained, when we vanish without a goodbye.
+        listen: topics to subscribe to; None for none.
+        hear: told what comes there; returns at once.
 
     Attributes:
         trouble: why this connection is over, or None while it isn't.
         ready: the broker accepted us.
         limits: what it allows, once ready.
         protocol: as given.
+        deaf: why the broker did not let us subscribe; empty when it did, or was not asked.
     """
 
-    def __init__(self, access: Access, protocol: Protocol, *, will: tuple[str, bytes] | None = None) -> None:
+    def __init__(
+        self,
+        access: Access,
+        protocol: Protocol,
+        *,
+        will: tuple[str, bytes] | None = None,
+        listen: str | None = None,
+        hear: Callable[[Incoming], None] = lambda _incoming: None,
+    ) -> None:
         self.trouble: Trouble | None = None
         self.ready = False
+        self.deaf = ""
         self.limits = Limits()
         self.protocol = protocol
         self._access = access
@@ -94,6 +113,9 @@ class Link:
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish
+        self._listen, self._hear = listen, hear
+        self._client.on_message = self._on_message
+        self._client.on_subscribe = self._on_subscribe
         self._client.on_socket_open = _no_delay
 
     def open(self, answer_s: float = ANSWER_S) -> None:
@@ -103,7 +125,12 @@ class Link:
             answer_s: how long the broker may take to answer after that.
         """
         access = self._access
-        clean: dict[str, Any] = {"clean_start": True} if self.protocol == "5" else {}
+        clean: dict[str, Any] = {}
+        if self.protocol == "5":
+            clean["clean_start"] = True
+        if self.protocol == "5" and self._listen is not None:
+            clean["properties"] = limits = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            limits.MaximumPacketSize = MAX_INCOMING_BYTES
         try:
             self._client.connect(access.host, access.port, access.keepalive_s, **clean)
         except (OSError, ValueError) as error:  # ValueError: a host name that IDNA can't write
@@ -172,7 +199,14 @@ class Link:
         return f"the broker takes {largest} bytes, the message has {size}" if size > largest else None
 
     def publish(
-        self, topic: str, payload: bytes, *, content_type: str, qos: Literal[0, 1] = 1, retain: bool = False
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        content_type: str,
+        qos: Literal[0, 1] = 1,
+        retain: bool = False,
+        correlation: bytes | None = None,
     ) -> int | None:
         """Send a message; its `Ack` comes with `take_acks` (QoS 1).
 
@@ -182,7 +216,11 @@ class Link:
         Raises:
             ValueError: MQTT can't carry this topic or payload at all.
         """
-        properties = self._packed(content_type) if self.protocol == "5" else None
+        properties: Properties | None = self._packed(content_type) if self.protocol == "5" else None
+        if properties is not None and correlation is not None:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.ContentType, properties.CorrelationData = content_type, correlation
+            properties.UserProperty = [("schema", "1")]
         info = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if info.rc != mqtt.MQTT_ERR_SUCCESS and self.trouble is None:
             self._fail(self._loss())
@@ -238,6 +276,39 @@ class Link:
                 receive_max=getattr(properties, "ReceiveMaximum", 65_535),
             )
             self.ready = self.trouble is None
+            if self._listen is not None and self.ready:
+                self._subscribe(self._listen)
+
+    def _subscribe(self, topic: str) -> None:
+        """Of retained commands the broker is asked for none; who speaks 3.1.1 is told that they are."""
+        if self.protocol == "5":
+            options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+            self._client.subscribe(topic, options=options)
+        else:
+            self._client.subscribe(topic, qos=1)
+
+    def _on_subscribe(
+        self, _client: mqtt.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Any
+    ) -> None:
+        self.deaf = next((str(reason) for reason in reasons if reason.value >= GOOD_BELOW), "")
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        """As it came: whatever is wrong with it, the link is not."""
+        properties = message.properties
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            return
+        self._hear(
+            Incoming(
+                topic=topic,
+                payload=bytes(message.payload[: MAX_BYTES + 1]),
+                at=Stamp.now(),
+                retain=message.retain,
+                response_topic=getattr(properties, "ResponseTopic", None),
+                correlation=getattr(properties, "CorrelationData", None),
+            )
+        )
 
     def _on_disconnect(
         self, _client: mqtt.Client, _data: Any, flags: mqtt.DisconnectFlags, reason: ReasonCode, _properties: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from agent.commands import Commands
 from agent.config import MqttConfig
 from agent.errors import JournalError
 from agent.journal import Outbox
@@ -40,6 +41,7 @@ class Session:
         orders: from other threads.
         report: counters.
         config: periods.
+        commands: whose replies are sent.
     """
 
     def __init__(
@@ -52,9 +54,12 @@ class Session:
         orders: Orders,
         report: Report,
         config: MqttConfig,
+        commands: Commands | None = None,
     ) -> None:
         self._link, self._outbox, self._drain, self._face = link, outbox, drain, face
-        self._orders, self._report = orders, report
+        self._orders, self._report, self._commands = orders, report, commands
+        self._reply_mids: set[int] = set()
+        self._told_deaf = ""
         self._answer_s = max(LEAST_ANSWER_S, 2.0 * config.keepalive_s)
         self._metrics_s = config.metrics_s
         self._metrics_at = self._care_at = time.monotonic()
@@ -103,6 +108,9 @@ class Session:
 
     def _take_answers(self, now: float) -> None:
         for ack in self._link.take_acks():
+            if ack.mid in self._reply_mids:
+                self._reply_mids.discard(ack.mid)
+                continue
             if ack.mid == self._status_mid:
                 self._status_answered(ack, now)
                 continue
@@ -132,12 +140,23 @@ class Session:
             self._orders.status_due, self._status_retry_at = False, None
             self._publish_status(self._face.online())
             self._born = self._born or self._status_mid is None
+        self._send_replies()
         # A link that is stuck gets no heap of metrics.
         if self._metrics_s and now >= self._metrics_at and not self._link.wants_write and self._link.trouble is None:
             self._metrics_at = now + self._metrics_s
             numbers = self._face.numbers()
             if numbers is not None:
                 self._link.publish(self._face.metrics_topic, numbers, content_type=JSON, qos=0)
+
+    def _send_replies(self) -> None:
+        """A reply that gets lost with the link is asked for again."""
+        if self._link.deaf and self._link.deaf != self._told_deaf:
+            self._told_deaf = self._link.deaf
+            tell("commands_not_heard", logging.ERROR, reason=f"the broker does not let us subscribe: {self._link.deaf}")
+        for reply in [] if self._commands is None or self._link.trouble is not None else self._commands.replies():
+            mid = self._link.publish(reply.topic, reply.payload, content_type=JSON, correlation=reply.correlation)
+            if mid is not None:
+                self._reply_mids.add(mid)
 
     def _publish_status(self, payload: bytes | None) -> None:
         if payload is not None and self._link.trouble is None:

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from agent.commands import Commands, Incoming
+from agent.commands.door import TakesTriggers
 from agent.config import MqttConfig
 from agent.errors import ConfigError
 from agent.journal import Outbox
@@ -56,6 +58,7 @@ class Publisher:
         status: the station's status; called by this thread.
         metrics: its numbers; called by this thread.
         tell_event: records what a person should know of (`Journal.event`); None records nothing.
+        trigger: takes `trigger` commands; None listens to no commands.
 
     Raises:
         ConfigError: the password or certificate files can't be used.
@@ -70,6 +73,7 @@ class Publisher:
         status: Callable[[], StatusMessage],
         metrics: Callable[[], MetricsMessage],
         tell_event: TellEvent | None = None,
+        trigger: TakesTriggers | None = None,
     ) -> None:
         open_access(config, station)  # a mistake is told at the start, not in the log of the night shift
         self._config, self._outbox, self._station = config, outbox, station
@@ -83,6 +87,9 @@ class Publisher:
             report=self._report,
             tell_event=tell_event or _tell_nobody,
         )
+        self._commands: Commands | None = None
+        if trigger is not None:
+            self._commands = Commands(station, trigger, tell_event=tell_event or _tell_nobody, ring=self._orders.ring)
         self._known: Protocol | None = None
         self._known_until = math.inf
         self._doubts = 0
@@ -92,6 +99,8 @@ class Publisher:
 
     def start(self) -> None:
         """Start the thread; a broker that is away is no reason to fail."""
+        if self._commands is not None:
+            self._commands.start()
         self._thread.start()
 
     def status_changed(self) -> None:
@@ -108,6 +117,8 @@ class Publisher:
         Returns:
             False when the thread hangs in a connect or a name look-up; it ends by itself after it.
         """
+        if self._commands is not None:
+            self._commands.close()
         self._orders.stop_at = time.monotonic() + timeout_s
         self._orders.ring()
         if self._thread.ident is not None:
@@ -184,7 +195,13 @@ class Publisher:
         except ConfigError as error:
             return Trouble(cause="refused", words=error.message, hint=error.hint)
         will = self._face.offline("the connection was lost")
-        link = Link(access, protocol, will=None if will is None else (self._face.status_topic, will))
+        link = Link(
+            access,
+            protocol,
+            will=None if will is None else (self._face.status_topic, will),
+            listen=None if self._commands is None else self._commands.topic,
+            hear=_nobody if self._commands is None else self._commands.take,
+        )
         try:
             trial = self._config.protocol == "auto" and self._known is None and protocol == "5"
             link.open(TRIAL_S if trial else ANSWER_S)
@@ -210,6 +227,7 @@ class Publisher:
             orders=self._orders,
             report=self._report,
             config=self._config,
+            commands=self._commands,
         )
         try:
             return session.run()
@@ -233,6 +251,10 @@ class Publisher:
             if poll.poll(left_s * 1000):
                 self._orders.hear()
             self._report.turned_at = time.monotonic()
+
+
+def _nobody(_incoming: Incoming) -> None:
+    """Where nobody listens to commands."""
 
 
 def _tell_nobody(_name: str, _severity: str, _text: str, /, **_data: str | float | bool | None) -> None:

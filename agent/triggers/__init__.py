@@ -6,8 +6,10 @@
 | `IntervalTriggerConfig` | `interval` | a tick of the clock |
 | `GpioTriggerConfig` | `gpio` | an edge of an electrical line |
 | `TcpTriggerConfig` | `tcp` | a line of text from a PLC or a bar code reader |
+| `MqttTriggerConfig` | `mqtt` | a command from the plant |
 
-The last three come when they want: they have a thread of their own and meet the line in a `TriggerQueue`.
+The last four come when they want: they have a thread of their own, the last one that of the commands, and meet the
+line in a `TriggerQueue`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from agent.config import (
     FreeRunConfig,
     GpioTriggerConfig,
     IntervalTriggerConfig,
+    MqttTriggerConfig,
     TcpTriggerConfig,
     TriggerConfig,
 )
@@ -92,3 +95,7 @@ def open_trigger(config: TriggerConfig, camera: FrameSource) -> Trigger:
             from agent.triggers.tcp import TcpTrigger
 
             return TcpTrigger(config)
+        case MqttTriggerConfig():
+            from agent.triggers.mqtt import MqttTrigger
+
+            return MqttTrigger(config)

@@ -422,6 +422,22 @@ def test_the_cpus_engine_is_held_to_its_acceptance_too(tmp_path: Path) -> None:
     assert "threads is 2, was 1" in stays_out(config)
 
 
+def test_threads_are_chosen_for_the_cores_that_the_line_is_pinned_to(tmp_path: Path) -> None:
+    """`accept`, `check` and `run` choose once and together, or each would find another engine than was accepted."""
+    make_parts(tmp_path / "parts", PARTS)
+    pinned = {"pin_cores": [min(os.sched_getaffinity(0))]}
+    config = make_station(
+        tmp_path, port=None, engine={"kind": "onnxruntime"}, acceptance={"required": True}, line=pinned
+    )
+    golden_bundle(tmp_path)
+    assert accept(config).code == 0
+    checked, ran = agent("check", config), agent("run", config)
+
+    assert ran.code == 0, ran.err
+    assert "engine_threads" not in checked.err + ran.err
+    assert [path.read_text() for path in tmp_path.rglob("*.threads")] == ["1\n"]
+
+
 def test_the_acceptance_of_a_line_outlives_those_of_two_later_bundles(good: Path) -> None:
     """Each is found again where one is required."""
     later = [tensorrt_bundle(good.parent / f"{n}.defect", version=f"{n}.0.0") for n in (2, 3)]

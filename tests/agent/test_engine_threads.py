@@ -15,7 +15,6 @@ from agent.engines.trt_cache import EngineCache
 from agent.errors import ConfigError
 from agent.typed_yaml import config_from_mapping
 from tests.kit.bundles import make_bundle
-from tests.kit.logs import captured_events
 
 
 def timing(threads: int, ms: float, *, slow_ms: float | None = None, cpu_ms: float | None = None) -> ThreadTiming:
@@ -76,21 +75,23 @@ def test_numbers_of_threads_are_doubled_up_to_the_cores(cores: int, counts: tupl
     assert counts_up_to(cores) == counts
 
 
-def test_the_choice_is_tested_once_and_kept(tmp_path: Path) -> None:
+def events(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_the_choice_is_tested_once_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The next start runs the engine that was accepted, without a test."""
     bundle, cache = make_bundle(tmp_path), EngineCache(tmp_path / "engines", 1_000_000)
     config = EngineConfig(kind="onnxruntime")
-    with captured_events("agent.engines") as first:
-        one = open_engine(bundle, config, cache=cache)
-    with captured_events("agent.engines") as second:
-        two = open_engine(bundle, config, cache=cache)
+    caplog.set_level("INFO", "agent.engines")
+    one = open_engine(bundle, config, cache=cache)
+    two = open_engine(bundle, config, cache=cache)
     one.infer(np.zeros((1, 32, 32, 3), dtype=np.uint8))
 
     assert two.identity == one.identity
-    assert [event["event"] for event in first] == ["engine_threads"]
-    assert str(first[0]["threads"]) == one.identity["threads"]
+    assert events(caplog) == ["engine_threads"]
+    assert str(caplog.records[0].__dict__["fields"]["threads"]) == one.identity["threads"]
     assert 1 <= int(one.identity["threads"]) <= len(os.sched_getaffinity(0))
-    assert second == []
 
 
 def test_what_was_kept_is_what_is_opened(tmp_path: Path) -> None:
@@ -119,15 +120,17 @@ def test_a_number_in_the_configuration_is_not_tested(tmp_path: Path) -> None:
     assert not cache.folder.exists()
 
 
-def test_a_choice_that_cannot_be_kept_is_told_and_the_line_starts(tmp_path: Path) -> None:
+def test_a_choice_that_cannot_be_kept_is_told_and_the_line_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A disk without room keeps no line from judging."""
     (tmp_path / "engines").write_text("a file in the folder's place")
     cache = EngineCache(tmp_path / "engines", 1_000_000)
-    with captured_events("agent.engines") as events:
-        opened = open_engine(make_bundle(tmp_path), EngineConfig(kind="onnxruntime"), cache=cache)
+    caplog.set_level("INFO", "agent.engines")
+    opened = open_engine(make_bundle(tmp_path), EngineConfig(kind="onnxruntime"), cache=cache)
 
     assert opened.infer(np.zeros((1, 32, 32, 3), dtype=np.uint8))
-    assert [event["event"] for event in events] == ["engine_threads_not_kept", "engine_threads"]
+    assert events(caplog) == ["engine_threads_not_kept", "engine_threads"]
 
 
 def test_an_inference_has_half_of_the_deadline() -> None:

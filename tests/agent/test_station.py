@@ -236,11 +236,12 @@ def disk_that_takes_nothing(line: RealLine) -> sqlite3.Connection:
 
 def test_durable_tells_the_plc_of_a_part_once_its_trigger_is_on_the_disk(tmp_path: Path) -> None:
     """What the PLC knows of a part outlives the machine."""
-    with RealLine(tmp_path, Snapshots(), line=LineConfig(result="durable")) as line:
+    camera = Snapshots()
+    with RealLine(tmp_path, camera, line=LineConfig(result="durable")) as line:
         line.start()
         lock = disk_that_takes_nothing(line)
         offer(line, "P1")
-        wait_until(lambda: line.camera.taken, 30)
+        wait_until(lambda: camera.taken, 30)
         heard = [name for name, *_ in line.plc.told if name in {"expect", "result"}]
         lock.rollback()
         wait_until(lambda: line.plc.results, 30)

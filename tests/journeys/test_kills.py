@@ -51,7 +51,7 @@ class Scada:
 
     def _file(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         verdict = json.loads(message.payload)
-        self.breaches += breaches(message.topic, message.payload, None, ())
+        self.breaches += breaches(message.topic, bytes(message.payload), None, ())
         self.received += 1
         self.by_rec[verdict["rec"]].add(verdict["part"])
 

@@ -13,7 +13,7 @@ from tools import message_schemas
 
 __all__ = ["breaches", "validator"]
 
-KNOWN = re.compile(r"/(?P<name>verdict|status|event|metrics|config|image/[^/]+|check)$")
+KNOWN = re.compile(r"/(?P<name>verdict|status|event|metrics|config|image/[^/]+|reply/[^/]+|check)$")
 
 
 @functools.cache
@@ -44,6 +44,7 @@ def breaches(topic: str, payload: bytes, content_type: str | None, user: tuple[t
     if known is None or not payload:  # an empty retained message clears a topic; `check` is empty
         return []
     name = known["name"].partition("/")[0]
+    name = "reply/CLIENT" if name == "reply" else name
     expected = "image/jpeg" if name == "image" else "application/json"
     if content_type is not None and (content_type != expected or ("schema", "1") not in user):
         return [f"{topic}: content type {content_type}, user properties {user}; expected {expected}, schema 1"]

@@ -1,0 +1,198 @@
+"""Commands: takes what the publisher's thread has read, does it on a thread of its own, and gives the replies back."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from agent.commands.decode import Asked, Incoming, Refused, decoded
+from agent.commands.messages import ReplyMessage, TriggerCommand
+from agent.frame import Fault, Part, Stamp
+from agent.log import log_event
+
+__all__ = ["Commands", "Outgoing", "TakesTriggers"]
+
+MAX_WAITING = 256
+"""Commands that may wait; what comes beyond is dropped, and that is told."""
+
+MAX_REPLIES = 1_024
+"""Replies that may wait for the broker, and those that are kept for a repeat of their command."""
+
+PER_SECOND = 200.0
+"""Commands that are done; a part every 5 ms is more than a line brings."""
+
+TELL_EVERY_S = 60.0
+
+log = logging.getLogger("agent.commands")
+
+
+class TakesTriggers(Protocol):
+    """What makes parts of commands."""
+
+    def offer(self, part_id: str | None, at: Stamp) -> Part | Fault:
+        """A part is there; see `TriggerQueue.offer`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A reply on its way.
+
+    Attributes:
+        topic: complete.
+        payload: JSON.
+        correlation: as the command had it (MQTT 5).
+    """
+
+    topic: str
+    payload: bytes
+    correlation: bytes | None = None
+
+
+class Commands:
+    """The door. `take` and `replies` are the publisher's thread's; the thread `commands` does the rest.
+
+    Args:
+        station: ROOT.
+        trigger: what makes parts of `trigger` commands; None where another trigger does.
+        tell_event: `Journal.event`.
+        ring: wakes the publisher's thread: a reply waits.
+    """
+
+    def __init__(
+        self,
+        station: str,
+        trigger: TakesTriggers | None,
+        *,
+        tell_event: Callable[..., object],
+        ring: Callable[[], None],
+    ) -> None:
+        self._station, self._trigger, self._tell_event, self._ring = station, trigger, tell_event, ring
+        self._waiting: collections.deque[Incoming] = collections.deque()
+        self._replies: collections.deque[Outgoing] = collections.deque(maxlen=MAX_REPLIES)
+        self._done: collections.OrderedDict[tuple[str, bytes | str], bytes] = collections.OrderedDict()
+        self._changed = threading.Condition()
+        self._dropped = 0
+        self._told_at: dict[str, float] = {}
+        self._tokens, self._tokens_at = PER_SECOND, time.monotonic()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="commands", daemon=True)
+
+    @property
+    def topic(self) -> str:
+        """What to subscribe to."""
+        return f"{self._station}/cmd/+"
+
+    def start(self) -> None:
+        """Begin to do what is taken."""
+        self._thread.start()
+
+    def take(self, incoming: Incoming) -> None:
+        """Queue one message; never waits."""
+        with self._changed:
+            if len(self._waiting) >= MAX_WAITING:
+                self._dropped += 1
+            else:
+                self._waiting.append(incoming)
+            self._changed.notify_all()
+
+    def replies(self) -> list[Outgoing]:
+        """Take the replies that wait; one that the broker does not get is asked for again, by the same id."""
+        taken = []
+        while self._replies:
+            taken.append(self._replies.popleft())
+        return taken
+
+    def close(self) -> None:
+        """Do nothing any more; what still waits is not done."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._dropped or self._is_closed)
+                if self._is_closed:
+                    return
+                incoming = self._waiting.popleft() if self._waiting else None
+                dropped, self._dropped = self._dropped, 0
+            try:
+                if dropped:
+                    text = f"{dropped} commands were dropped: more than {MAX_WAITING} waited"
+                    self._tell("commands_flooded", text, dropped=dropped)
+                if incoming is not None:
+                    self._answer(incoming)
+            except Exception:  # our bug: the next command is done all the same
+                log.exception("bug")
+
+    def _answer(self, incoming: Incoming) -> None:
+        asked = decoded(incoming, self._station)
+        before = self._done.get(asked.key) if isinstance(asked, Asked) and asked.key is not None else None
+        if before is not None:
+            self._send(asked.reply_topic, before, incoming)
+            return
+        if isinstance(asked, Asked) and not self._has_token():
+            asked = Refused(
+                name=asked.name, reason=f"more than {PER_SECOND:g} commands a second",
+                id=asked.command.id, reply_topic=asked.reply_topic,
+            )  # fmt: skip
+        reply = self._refuse(asked) if isinstance(asked, Refused) else self._do(asked, incoming.at)
+        payload = json.dumps(dataclasses.asdict(reply), separators=(",", ":"), ensure_ascii=False).encode()
+        if isinstance(asked, Asked) and asked.key is not None:
+            self._done[asked.key] = payload
+            if len(self._done) > MAX_REPLIES:
+                self._done.popitem(last=False)
+        self._send(asked.reply_topic, payload, incoming)
+
+    def _do(self, asked: Asked, at: Stamp) -> ReplyMessage:
+        command = asked.command
+        if not isinstance(command, TriggerCommand):
+            return self._reply(asked.name, command.id, "ok", "")
+        if self._trigger is None:
+            return self._refuse(
+                Refused(name=asked.name, id=command.id, reason="this station has another trigger (trigger.kind)")
+            )
+        made = self._trigger.offer(command.part, at)
+        if isinstance(made, Fault):
+            return self._reply(asked.name, command.id, "error", made.reason, part=made.part.id)
+        return self._reply(asked.name, command.id, "ok", "", part=made.id)
+
+    def _refuse(self, refused: Refused) -> ReplyMessage:
+        self._tell("command_refused", f"command {refused.name}: {refused.reason}", command=refused.name)
+        return self._reply(refused.name, refused.id, "refused", refused.reason)
+
+    def _reply(self, name: str, id_: str | None, status: str, reason: str, part: str | None = None) -> ReplyMessage:
+        return ReplyMessage(
+            station=self._station, command=name, id=id_, status=status,  # type: ignore[arg-type]
+            reason=reason, part=part, time_ms=Stamp.now().utc_ms,
+        )  # fmt: skip
+
+    def _send(self, topic: str | None, payload: bytes, incoming: Incoming) -> None:
+        if topic is not None:
+            self._replies.append(Outgoing(topic=topic, payload=payload, correlation=incoming.correlation))
+            self._ring()
+
+    def _has_token(self) -> bool:
+        now = time.monotonic()
+        self._tokens = min(PER_SECOND, self._tokens + (now - self._tokens_at) * PER_SECOND)
+        self._tokens_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def _tell(self, name: str, text: str, **data: str | int) -> None:
+        """Each kind at most once a minute: who sends nonsense fills neither the disk nor the plant's network."""
+        now = time.monotonic()
+        if now - self._told_at.get(name, float("-inf")) >= TELL_EVERY_S:
+            self._told_at[name] = now
+            self._tell_event(name, "warning", text, **data)
+            log_event(log, name, logging.WARNING, reason=text)
