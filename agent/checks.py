@@ -22,8 +22,6 @@ from agent.checks_device import Finding, device_findings, is_tensorrt_wanted
 from agent.config import (
     AgentConfig,
     FrameTriggerConfig,
-    FreeRunConfig,
-    OpenCvCameraConfig,
     RoiConfig,
     ViewConfig,
     read_config,
@@ -44,10 +42,6 @@ __all__ = ["Finding", "check_station"]
 LOW_DISK_BYTES = 500_000_000
 FIRST_FRAME_S = 5.0
 SLOW_ENGINE_MS = 200.0
-LATENCY_REMEDY = (
-    "film a running stopwatch with it: camera.latency_ms is the most by which the picture lags, from the start of the "
-    "exposure to the frame's arrival"
-)
 
 
 def check_station(path: Path, *, with_camera: bool = True, with_broker: bool = True) -> Iterator[Finding]:
@@ -318,19 +312,7 @@ def _trigger_and_outputs(config: AgentConfig) -> Finding:
             opened.callback(output.close)
     names = ", ".join(name for name in ("gpio", "tcp") if getattr(config.outputs, name) is not None)
     text = f"{config.trigger.kind}; fast results over {names or 'nothing: MQTT alone tells the plant'}"
-    if (guessed := _guessed_latency(config)) is not None:
-        return Finding(subject="trigger", level="warn", text=f"{text}; {guessed}", remedy=LATENCY_REMEDY)
     return Finding(subject="trigger", level="ok", text=text)
-
-
-def _guessed_latency(config: AgentConfig) -> str | None:
-    """A stream's delay decides whose picture a part gets, and nobody can guess it."""
-    camera = config.camera
-    if isinstance(config.trigger, FrameTriggerConfig | FreeRunConfig) or not isinstance(camera, OpenCvCameraConfig):
-        return None
-    if "://" not in camera.source or camera.latency_ms != OpenCvCameraConfig(kind="opencv", source="").latency_ms:
-        return None
-    return f"camera.latency_ms is the default ({camera.latency_ms:g} ms), and a slower stream shows the part before"
 
 
 class _NoCamera:

@@ -155,7 +155,7 @@ class GStreamerCamera:
             self._pipeline.stop()
 
     def _frame(self, part: Part, image: BgrImage, sample: Sample, capture_ms: float) -> Frame:
-        earlier_ns = int(self._config.latency_ms * 1e6)
+        earlier_ns = int(self._config.lag_ms * 1e6)
         return Frame(
             part=part,
             image=image,

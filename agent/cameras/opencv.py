@@ -219,7 +219,7 @@ class OpenCvCamera:
             sent_ns = exposure_stamp_ns(capture, arrived_ns)
         elif self._stream_clock is not None:
             sent_ns = self._stream_clock.sent_ns(int(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6), arrived_ns)
-        return sent_ns - int(self._config.latency_ms * 1e6)
+        return sent_ns - int(self._config.lag_ms * 1e6)
 
     def _is_backlog(self, now_ns: int) -> bool:
         """The frame gathered while the stream was opened; says so when there are no more of them."""

@@ -210,7 +210,7 @@ def _measured(bundle: Bundle, config: AgentConfig, runs: int, bar: Bar) -> tuple
 
     def opened() -> OpenedEngine:
         within_ms = time_for_one(config)
-        with __import__("contextlib").nullcontext():
+        with running_on(line_cores(config.line.pin_cores)):  # as `run` does: threads are chosen for these cores
             return open_engine(bundle, config.engine, cache=cache, building=bar, must_keep=True, within_ms=within_ms)
 
     cache, memory, failed = open_cache(config), None, None

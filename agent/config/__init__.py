@@ -390,6 +390,7 @@ class AgentConfig:
         if isinstance(self.camera, OpenCvCameraConfig) and isinstance(self.trigger, FrameTriggerConfig):
             self._leave_time_for(self.camera)
         self._leave_time_for_triggered()
+        self._know_the_lag()
         self._check_views()
         if isinstance(self.trigger, MqttTriggerConfig) and self.mqtt is None:
             raise ConfigError("trigger.kind: got mqtt beside mqtt: null, expected a broker that the commands come from")
@@ -428,13 +429,29 @@ class AgentConfig:
         """A part may wait for its frame as long as the camera is slow; the watchdog must not take that for stuck."""
         if isinstance(self.camera, FolderCameraConfig) or isinstance(self.trigger, FrameTriggerConfig | FreeRunConfig):
             return
-        latency_ms = 0.0 if isinstance(self.camera, PiCameraConfig) else self.camera.latency_ms
+        latency_ms = 0.0 if isinstance(self.camera, PiCameraConfig) else self.camera.lag_ms
         wait_s = (self.trigger.delay_ms + self.camera.read_timeout_ms + latency_ms) / 1000
         if wait_s > self.watchdog.stuck_s:
             raise ConfigError(
                 f"watchdog.stuck_s: got {self.watchdog.stuck_s:g}, expected at least {wait_s:g}: a triggered part may "
                 "wait for trigger.delay_ms, camera.read_timeout_ms and camera.latency_ms together"
             )
+
+    def _know_the_lag(self) -> None:
+        """A stream that lags by more than somebody guessed shows the part before: it must not be guessed."""
+        if isinstance(self.trigger, FrameTriggerConfig | FreeRunConfig):
+            return
+        for where, camera in (
+            ("camera", self.camera),
+            *((f"views: {view.name}: camera", view.camera) for view in self.views),
+        ):
+            if isinstance(camera, OpenCvCameraConfig | GStreamerCameraConfig) and camera.is_lag_unknown:
+                raise ConfigError(
+                    f"{where}.latency_ms: missing: a triggered part needs to know by how much a stream lags, or "
+                    "it may get the picture of the part before",
+                    hint="film a running stopwatch with it: latency_ms is the most by which the picture lags, from the "
+                    "start of the exposure to the frame's arrival",
+                )
 
     def _leave_time_for(self, camera: OpenCvCameraConfig) -> None:
         """With one part per frame the line itself waits for the camera; the watchdog must not take that for stuck."""

@@ -19,6 +19,10 @@ __all__ = [
 ]
 
 
+USUAL_LAG_MS = 100.0
+"""Exposure, readout and transfer of a camera on this device: one frame at 10 per second."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FolderCameraConfig:
     """Pictures from a folder, in the order of their names: for tests, acceptance and replays.
@@ -63,7 +67,8 @@ class OpenCvCameraConfig:
         read_timeout_ms: longest time without a frame; then the camera counts as lost.
         reopen_s: shortest wait before a lost camera is opened again; grows to eight times that.
         latency_ms: longest time from the start of an exposure until its frame is here, where the driver does not say;
-            a triggered part takes only a frame that is later than its trigger by this much.
+            a triggered part takes only a frame that is later than its trigger by this much. Empty is 100 ms; of a
+            network stream at a triggered station it has to be given, as nobody can guess it.
     """
 
     kind: Literal["opencv"]
@@ -79,7 +84,17 @@ class OpenCvCameraConfig:
     open_timeout_ms: int = _key(3_000, low=100, high=60_000)
     read_timeout_ms: int = _key(2_000, low=50, high=60_000)
     reopen_s: float = _key(1.0, low=0.1, high=60)
-    latency_ms: float = _key(100.0, low=0, high=60_000)
+    latency_ms: float | None = _key(None, low=0, high=60_000)
+
+    @property
+    def lag_ms(self) -> float:
+        """`latency_ms`, or what stands for it."""
+        return USUAL_LAG_MS if self.latency_ms is None else self.latency_ms
+
+    @property
+    def is_lag_unknown(self) -> bool:
+        """Whether it comes over a network, and nobody has said how late."""
+        return self.latency_ms is None and "://" in self.source
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +109,7 @@ class GStreamerCameraConfig:
         reopen_s: shortest wait before a lost camera is opened again; grows to eight times that.
         latency_ms: longest time from the start of an exposure until the source stamps its frame, or, without a stamp,
             until the frame is here; a triggered part takes only a frame that is later than its trigger by this much.
+            Empty is 100 ms; of an RTSP source at a triggered station it has to be given, as nobody can guess it.
     """
 
     kind: Literal["gstreamer"]
@@ -101,7 +117,17 @@ class GStreamerCameraConfig:
     pipeline: str = _key(pattern=r"[^\x00-\x1f]{1,4000}", form="GStreamer elements with `!` between them")
     read_timeout_ms: int = _key(2_000, low=50, high=60_000)
     reopen_s: float = _key(1.0, low=0.1, high=60)
-    latency_ms: float = _key(100.0, low=0, high=60_000)
+    latency_ms: float | None = _key(None, low=0, high=60_000)
+
+    @property
+    def lag_ms(self) -> float:
+        """`latency_ms`, or what stands for it."""
+        return USUAL_LAG_MS if self.latency_ms is None else self.latency_ms
+
+    @property
+    def is_lag_unknown(self) -> bool:
+        """Whether it comes over a network, and nobody has said how late."""
+        return self.latency_ms is None and "rtsp" in self.pipeline
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +163,12 @@ class ArgusCameraConfig:
     flip: int = _key(0, low=0, high=7)
     read_timeout_ms: int = _key(2_000, low=50, high=60_000)
     reopen_s: float = _key(1.0, low=0.1, high=60)
-    latency_ms: float = _key(100.0, low=0, high=60_000)
+    latency_ms: float = _key(USUAL_LAG_MS, low=0, high=60_000)
+
+    @property
+    def lag_ms(self) -> float:
+        """`latency_ms`."""
+        return self.latency_ms
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +210,12 @@ class GenicamCameraConfig:
     packet_bytes: int = _key(0, low=0, high=65_535)
     read_timeout_ms: int = _key(2_000, low=50, high=60_000)
     reopen_s: float = _key(1.0, low=0.1, high=60)
-    latency_ms: float = _key(100.0, low=0, high=60_000)
+    latency_ms: float = _key(USUAL_LAG_MS, low=0, high=60_000)
+
+    @property
+    def lag_ms(self) -> float:
+        """`latency_ms`."""
+        return self.latency_ms
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

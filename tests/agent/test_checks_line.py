@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import pytest
 
-from agent.checks import _trigger_and_outputs, check_station
+from agent.checks import check_station
 from agent.config import AgentConfig, config_from_mapping
 from agent.errors import ConfigError
 from tests.kit.broker import free_port
@@ -103,21 +103,24 @@ def test_a_triggered_part_may_not_wait_for_its_frame_longer_than_the_watchdog_do
     assert config_from_mapping(AgentConfig, raw, source=tmp_path / "station.yaml").watchdog.stuck_s == 11
 
 
-@pytest.mark.parametrize(("latency", "is_told"), [({}, True), ({"latency_ms": 350.0}, False)])
-def test_a_stream_whose_delay_nobody_stated_is_told_under_a_trigger(
-    tmp_path: Path, latency: dict[str, float], is_told: bool
-) -> None:
-    """The delay decides whose picture a part gets; a default is a guess."""
-    raw: dict[str, Any] = {
-        "station": "a/b",
-        "state_dir": "s",
-        "bundle": "b.defect",
-        "camera": {"kind": "opencv", "source": "rtsp://127.0.0.1:1/x", **latency},
-        "trigger": {"kind": "tcp", "port": free_port()},
-    }
-    config = config_from_mapping(AgentConfig, raw, source=tmp_path / "station.yaml")
-    found = _trigger_and_outputs(config)
+STREAMS = [
+    {"kind": "opencv", "source": "rtsp://127.0.0.1:1/x"},
+    {"kind": "gstreamer", "pipeline": "rtspsrc location=rtsp://127.0.0.1:1/x ! decodebin"},
+]
 
-    assert (found.level == "warn") == is_told
-    assert ("camera.latency_ms is the default (100 ms)" in found.text) == is_told
-    assert ("stopwatch" in str(found.remedy)) == is_told
+
+@pytest.mark.parametrize("camera", STREAMS, ids=["opencv", "gstreamer"])
+def test_a_stream_whose_delay_nobody_stated_is_refused_under_a_trigger(tmp_path: Path, camera: dict[str, str]) -> None:
+    """The delay decides whose picture a part gets; a default is a guess."""
+    raw: dict[str, Any] = {"station": "a/b", "state_dir": "s", "bundle": "b.defect", "camera": camera}
+    source = tmp_path / "station.yaml"
+    free = config_from_mapping(AgentConfig, raw, source=source)
+    raw["trigger"] = {"kind": "tcp", "port": free_port()}
+    with pytest.raises(ConfigError, match=r"camera\.latency_ms: missing") as refused:
+        config_from_mapping(AgentConfig, raw, source=source)
+    raw["camera"] = {**camera, "latency_ms": 350.0}
+    stated = config_from_mapping(AgentConfig, raw, source=source)
+
+    assert free.camera.lag_ms == 100  # type: ignore[union-attr]
+    assert stated.camera.lag_ms == 350  # type: ignore[union-attr]
+    assert "stopwatch" in str(refused.value.hint)
