@@ -126,7 +126,7 @@ def _measured(workers: Mapping[str, Worker], *, rounds: int, parts: int) -> list
     for turn in range(-1, rounds):
         say(f"peers: round {turn + 1} of {rounds}")
         for who, worker in workers.items():
-            answer = worker.ask(parts=parts)
+            answer = worker.ask(parts=parts, worked=True)
             if turn >= 0:
                 answers[who].append(answer)
     rows = []
@@ -159,7 +159,8 @@ def peer_checks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     for check, who in names.items():
         ratio, row = mine[who]["ratio"], mine[who]
         why = (
-            f"{row['per_s']}/s over {theirs['per_s']}/s; CPU s per 1,000 parts {row['cpu_s_per_1000']} and "
+            f"{row['per_s']}/s over {theirs['per_s']}/s; p99 {row['p99_ms']} and {theirs['p99_ms']} ms; "
+            f"CPU s per 1,000 parts {row['cpu_s_per_1000']} and "
             f"{theirs['cpu_s_per_1000']}; RSS {row['rss_mb']} and {theirs['rss_mb']} MB"
         )
         found[check] = Figure(value=ratio["value"], low=ratio["low"], high=ratio["high"], why=why)
