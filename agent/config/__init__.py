@@ -64,6 +64,7 @@ __all__ = [
     "PiCameraConfig",
     "PolicyConfig",
     "RoiConfig",
+    "SparkplugConfig",
     "TcpOutputConfig",
     "TcpTriggerConfig",
     "TensorRtConfig",
@@ -76,6 +77,9 @@ __all__ = [
     "read_config",
     "read_yaml",
 ]
+
+_SPARKPLUG_ID = r"[^/+#\x00-\x1f\x7f\ud800-\udfff]"
+_SPARKPLUG_FORM = "a name without `/`, `+`, `#` and control characters"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +319,39 @@ class MqttConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SparkplugConfig:
+    """The station as a Sparkplug B edge node with one device, over a connection of its own to the broker of `mqtt`.
+
+    Attributes:
+        group_id: empty takes the station's path without its last level, with `-` for `/`.
+        edge_node_id: empty takes the last level of the station's path; unique within the group.
+        device_id: of the station below its node.
+        primary_host_id: births and data wait for this host; empty waits for none.
+        primary_host_form: how it says that it is there: JSON on `spBv1.0/STATE/ID`, or text on `STATE/ID`.
+        history_limit: verdicts that are sent late after an outage; of more the newest.
+        history_rate_hz: of those per second, beside the live ones.
+        metrics_s: seconds between two looks at counters and health; what has changed is sent.
+        rebirth_s: shortest time between two births on request.
+        datatype_in_data: also in data, where the specification would leave it out and a common decoder reads null.
+    """
+
+    group_id: str = _key("", pattern=_SPARKPLUG_ID + "{0,300}", form=_SPARKPLUG_FORM)
+    edge_node_id: str = _key("", pattern=_SPARKPLUG_ID + "{0,128}", form=_SPARKPLUG_FORM)
+    device_id: str = _key("inspection", pattern=_SPARKPLUG_ID + "{1,128}", form=_SPARKPLUG_FORM)
+    primary_host_id: str = _key("", pattern=_SPARKPLUG_ID + "{0,128}", form=_SPARKPLUG_FORM)
+    primary_host_form: Literal["3.0", "2.2"] = "3.0"
+    history_limit: int = _key(100_000, low=0, high=100_000_000)
+    history_rate_hz: float = _key(50.0, low=0.1, high=100_000)
+    metrics_s: float = _key(10.0, low=0.1, high=3_600)
+    rebirth_s: float = _key(2.0, low=0.0, high=60)
+    datatype_in_data: bool = True
+
+    def __post_init__(self) -> None:
+        if self.group_id == "STATE":
+            raise ConfigError("sparkplug.group_id: got STATE, which is where hosts tell their state, expected another")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WatchdogConfig:
     """When the line counts as stuck.
 
@@ -358,6 +395,7 @@ class AgentConfig:
         policy: decision limits.
         journal: the durable record.
         mqtt: the broker; null runs without one.
+        sparkplug: the same verdicts as Sparkplug B; null is none.
         watchdog: when the line counts as stuck.
         log: the log.
     """
@@ -380,6 +418,7 @@ class AgentConfig:
     policy: PolicyConfig = PolicyConfig()
     journal: JournalConfig = JournalConfig()
     mqtt: MqttConfig | None = MqttConfig()
+    sparkplug: SparkplugConfig | None = None
     watchdog: WatchdogConfig = WatchdogConfig()
     log: LogConfig = LogConfig()
 
@@ -394,6 +433,8 @@ class AgentConfig:
         self._check_views()
         if isinstance(self.trigger, MqttTriggerConfig) and self.mqtt is None:
             raise ConfigError("trigger.kind: got mqtt beside mqtt: null, expected a broker that the commands come from")
+        if self.sparkplug is not None and self.mqtt is None:
+            raise ConfigError("sparkplug: got keys beside mqtt: null, expected a broker, which is that of mqtt")
 
     @property
     def engines_dir(self) -> Path:

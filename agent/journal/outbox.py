@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +61,9 @@ class Outbox:
         path: the database.
         files: the pictures.
         intake: where acknowledgements go to the writer.
+
+    Attributes:
+        also_ring: called beside `wake_fd` when new rows were committed; returns at once.
     """
 
     def __init__(self, path: Path, *, files: ImageFiles, intake: Intake) -> None:
@@ -70,6 +73,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._leaving: set[int] = set()
         self._held_from = NEVER
+        self.also_ring: Callable[[], None] = lambda: None
         self._db = connect_reader(path)
         with sqlite_errors(path, "read"):
             self._rows = int(self._db.execute(DEPTH).fetchone()[0])
@@ -147,6 +151,11 @@ class Outbox:
         with self._lock:
             self._held_from = seq
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether a verdict is on the disk that nobody may hear of yet."""
+        return self._held_from != NEVER
+
     def release(self) -> None:
         """What was held may go (called by the writer)."""
         with self._lock:
@@ -180,6 +189,7 @@ class Outbox:
         if self._poke_fd >= 0:
             with contextlib.suppress(BlockingIOError):  # full: then it is readable already
                 os.write(self._poke_fd, b"\0")
+        self.also_ring()
 
 
 def _row(values: tuple[Any, ...]) -> OutboxRow:
