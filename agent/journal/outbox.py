@@ -72,7 +72,7 @@ class Outbox:
         self._intake = intake
         self._lock = threading.Lock()
         self._leaving: set[int] = set()
-        self._held_from = NEVER
+        self._held: dict[int, int] = {}  # part to its first row
         self.also_ring: Callable[[], None] = lambda: None
         self._db = connect_reader(path)
         with sqlite_errors(path, "read"):
@@ -87,8 +87,9 @@ class Outbox:
         """
         rows: list[OutboxRow] = []
         with self._lock, sqlite_errors(self._path, "read"):
+            before = min(self._held.values(), default=NEVER)
             while len(rows) < limit:
-                found = self._db.execute(PENDING, (after, self._held_from, limit - len(rows))).fetchall()
+                found = self._db.execute(PENDING, (after, before, limit - len(rows))).fetchall()
                 if not found:
                     break
                 rows += [_row(values) for values in found if values[0] not in self._leaving]
@@ -146,20 +147,20 @@ class Outbox:
             while os.read(self.wake_fd, 4096):
                 pass
 
-    def hold(self, seq: int) -> None:
-        """From this row on nothing is pending until `release` (called by the writer, before the row is there)."""
+    def hold(self, part: int, seq: int) -> None:
+        """From this row on nothing is pending until its part's `release` (called by the writer, before it is there)."""
         with self._lock:
-            self._held_from = seq
+            self._held[part] = seq
 
     @property
     def is_holding(self) -> bool:
-        """Whether a verdict is on the disk that nobody may hear of yet."""
-        return self._held_from != NEVER
+        """Whether verdicts wait until the PLC has heard of one."""
+        return bool(self._held)
 
-    def release(self) -> None:
-        """What was held may go (called by the writer)."""
+    def release(self, part: int) -> None:
+        """The PLC has heard of this part: it may go, as far as no other is held (called by the writer)."""
         with self._lock:
-            self._held_from = NEVER
+            self._held.pop(part, None)
             self._poke()
 
     def settle(self, *, added: int, removed: int, left: Sequence[int]) -> None:

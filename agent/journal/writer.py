@@ -190,7 +190,7 @@ class Writer:
         for item in items:
             if isinstance(item, Told):
                 self._ring.erase(item.sequence)
-                self._outbox.release()
+                self._outbox.release(item.sequence)
         self.triggered([item.part.sequence for item in items if isinstance(item, Triggered)])
 
     def _tell_recorded(self, jobs: Sequence[Job]) -> None:
@@ -225,8 +225,9 @@ class Writer:
             plan.triggers += found
             if plan.empty:
                 return
-            if (held_from := min((job.seq for job in jobs if job.held and job.seq), default=None)) is not None:
-                self._outbox.hold(held_from)
+            for job in jobs:
+                if job.held and job.seq is not None:
+                    self._outbox.hold(job.draft.part.sequence, job.seq)
             try:
                 removed = self._store.apply(plan)
             except DiskFullError:

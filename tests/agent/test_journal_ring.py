@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,6 +127,27 @@ def test_a_held_verdict_is_published_only_when_it_was_told(tmp_path: Path) -> No
         assert before == ()
         assert json.loads(row.body or b"")["late_ms"] == 12.3
         assert json.loads(row.body or b"")["decision"] == "ok"
+
+
+def test_one_that_was_told_lets_no_other_go(tmp_path: Path) -> None:
+    """The line is quick: that A was told, and the verdict of B, get onto the disk in one transaction."""
+    with open_journal(tmp_path / "state", held=True) as journal:
+        first, second = make_part(1), make_part(2)
+        rec = judge_held(journal, first)
+        lock = sqlite3.connect(tmp_path / "state" / "journal.db", isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")  # what comes now waits together
+        journal.trigger(second)
+        journal.told(make_verdict(first), rec)
+        receipt = journal.record(make_verdict(second), held=True)
+        lock.rollback()
+        rec = receipt.wait(30)
+        journal.flush()
+        before = [row.rec for row in journal.outbox.pending(limit=10)]
+        journal.told(make_verdict(second), rec)
+        journal.flush()
+
+        assert before == [1]
+        assert [row.rec for row in journal.outbox.pending(limit=10)] == [1, 2]
 
 
 def test_events_of_the_meantime_wait_behind_a_held_verdict(tmp_path: Path) -> None:
