@@ -41,6 +41,7 @@ from agent.outputs import FastPath, open_outputs
 from agent.outputs.gpio import set_inactive
 from agent.publisher import Publisher
 from agent.roi import Roi, configured_size
+from agent.sparkplug import EdgeNode, Source
 from agent.station import Station
 from agent.triggers import Trigger, open_trigger
 from agent.triggers.mqtt import MqttTrigger
@@ -51,6 +52,9 @@ __all__ = ["Summary", "run_station"]
 
 DRAIN_AT_STOP_S = 3.0
 """How long a stop waits for the broker: with everything else a stop stays under five seconds."""
+
+SPARKPLUG_STOP_S = 1.5
+"""How long a stop waits for the Sparkplug host's broker; what it does not get is sent after the next start."""
 
 DRAIN_PATIENCE_S = 5.0
 """How long the end of a finite source waits for the next message to leave before it leaves the rest on disk."""
@@ -142,7 +146,11 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
         _tell_changed(journal, engine, admission)
         face = Face(config, bundle, engine.name, journal, fault=fast.fault)
         heartbeat = Heartbeat(stuck_s=config.watchdog.stuck_s)
-        with _publishing(config, journal, face, trigger, beside(cores)) as publisher, running_on(cores):
+        with (
+            _publishing(config, journal, face, trigger, beside(cores)) as publisher,
+            _sparkplug(config, journal, face, beside(cores)),
+            running_on(cores),
+        ):
             watch = _watch(config, bundle, engine, admission, lambda *told: face.engine_changed(*told, stop=stop))
             station = Station(
                 trigger=trigger,
@@ -330,6 +338,36 @@ def _publishing(
         yield publisher
     finally:
         publisher.stop(DRAIN_AT_STOP_S)
+
+
+@contextlib.contextmanager
+def _sparkplug(config: AgentConfig, journal: Journal, face: Face, cores: frozenset[int]) -> Iterator[None]:
+    if config.sparkplug is None or config.mqtt is None:
+        yield
+        return
+    node = EdgeNode(
+        config.sparkplug,
+        config.mqtt,
+        station=config.station,
+        state_dir=config.state_dir,
+        journal=journal,
+        source=Source(status=face.status, metrics=face.metrics, tell_event=journal.event),
+    )
+    also = face.tell_status
+
+    def tell_both() -> None:
+        also()
+        node.status_changed()
+
+    face.tell_status = tell_both
+    with running_on(cores):
+        node.start()
+    try:
+        yield
+    finally:
+        face.tell_status = also
+        journal.flush()
+        node.stop(SPARKPLUG_STOP_S)
 
 
 def _drain(journal: Journal, stop: threading.Event, heartbeat: Heartbeat, *, longest_s: float = math.inf) -> None:

@@ -16,7 +16,10 @@ MAX_BYTES = 4_096
 """A command is a few names and numbers."""
 
 STALE_MS = 5_000
-"""A part of longer ago has gone; and so has what somebody wanted then."""
+"""What somebody wanted longer ago has passed."""
+
+TRIGGER_STALE_MS = 1_000
+"""A part of longer ago has gone, and another one is there: as `agent.triggers.queue.STALE_S`."""
 
 EARLY_MS = 5_000
 """Clocks that time servers set differ by less."""
@@ -40,12 +43,14 @@ class Incoming:
         retain: it was kept by the broker, and nobody knows for how long.
         response_topic: of MQTT 5.
         correlation: of MQTT 5.
+        lay_s: how long it may have lain unread, as this process stood still; 0 when it did not.
     """
 
     topic: str
     payload: bytes
     at: Stamp
     retain: bool = False
+    lay_s: float = 0.0
     response_topic: str | None = None
     correlation: bytes | None = None
 
@@ -99,7 +104,7 @@ def decoded(incoming: Incoming, station: str) -> Asked | Refused:
     if problem is not None:
         return Refused(name=shown, reason=problem, reply_topic=topic)
     try:
-        fields = json.loads(incoming.payload or b"{}", parse_constant=_no_constant)
+        fields = json.loads(incoming.payload, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         return Refused(name=shown, reason=f"no JSON: {str(error)[:100]}", reply_topic=topic)
     return _checked(shown, fields, incoming, topic, station)
@@ -121,6 +126,8 @@ def _outer_problem(incoming: Incoming, name: str) -> str | None:
         return "a retained command is not done: nobody knows how old it is; send it without retain"
     if name not in _KINDS:
         return f"no such command; there are {', '.join(sorted(_KINDS))}"
+    if not incoming.payload:  # what clears a retained command looks like this to who has subscribed already
+        return "empty: expected JSON, {} at least"
     if len(incoming.payload) > MAX_BYTES:
         return f"got more than {MAX_BYTES} bytes"
     return None
@@ -133,7 +140,8 @@ def _checked(name: str, fields: Any, incoming: Incoming, topic: str | None, stat
     if isinstance(reply_to, str) and _NAME.fullmatch(reply_to) and topic is None:
         topic = f"{station}/reply/{reply_to}"
     known_id = id_ if isinstance(id_, str) and 0 < len(id_) <= MAX_ID else None
-    problem = _field_problem(name, fields) or _time_problem(fields.get("time_ms"), incoming.at)
+    stale_ms = TRIGGER_STALE_MS if name == "trigger" else STALE_MS
+    problem = _field_problem(name, fields) or _time_problem(fields.get("time_ms"), incoming.at, stale_ms)
     if problem is not None:
         return Refused(name=name, reason=problem, id=known_id, reply_topic=topic)
     key: tuple[str, bytes | str] | None = None
@@ -159,14 +167,14 @@ def _field_problem(name: str, fields: dict[str, Any]) -> str | None:
     return None
 
 
-def _time_problem(time_ms: Any, at: Stamp) -> str | None:
+def _time_problem(time_ms: Any, at: Stamp, stale_ms: int) -> str | None:
     if time_ms is None:
         return None
     if isinstance(time_ms, bool) or not isinstance(time_ms, int):
         return "time_ms: expected whole UTC milliseconds, or null"
     age_ms = at.utc_ms - time_ms
-    if age_ms > STALE_MS:
-        return f"stale: sent {min(age_ms, 10**12) / 1000:.1f} s ago, expected at most {STALE_MS / 1000:g} s"
+    if age_ms > stale_ms:
+        return f"stale: sent {min(age_ms, 10**12) / 1000:.1f} s ago, expected at most {stale_ms / 1000:g} s"
     if age_ms < -EARLY_MS:
         return (
             f"from the future: sent {min(-age_ms, 10**12) / 1000:.1f} s ahead of this clock; set both by a time server"

@@ -27,6 +27,9 @@ MAX_REPLIES = 1_024
 PER_SECOND = 200.0
 """Commands that are done; a part every 5 ms is more than a line brings."""
 
+MAX_LAY_S = 0.5
+"""A trigger that may have lain longer, because this process stood still, is an error: another part may be there."""
+
 TELL_EVERY_S = 60.0
 
 log = logging.getLogger("agent.commands")
@@ -37,6 +40,9 @@ class TakesTriggers(Protocol):
 
     def offer(self, part_id: str | None, at: Stamp) -> Part | Fault:
         """A part is there; see `TriggerQueue.offer`."""
+
+    def refuse(self, part_id: str | None, at: Stamp, reason: str) -> Fault:
+        """A part was there, and can't be judged; see `TriggerQueue.refuse`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +150,7 @@ class Commands:
                 name=asked.name, reason=f"more than {PER_SECOND:g} commands a second",
                 id=asked.command.id, reply_topic=asked.reply_topic,
             )  # fmt: skip
-        reply = self._refuse(asked) if isinstance(asked, Refused) else self._do(asked, incoming.at)
+        reply = self._refuse(asked) if isinstance(asked, Refused) else self._do(asked, incoming)
         payload = json.dumps(dataclasses.asdict(reply), separators=(",", ":"), ensure_ascii=False).encode()
         if isinstance(asked, Asked) and asked.key is not None:
             self._done[asked.key] = payload
@@ -152,7 +158,7 @@ class Commands:
                 self._done.popitem(last=False)
         self._send(asked.reply_topic, payload, incoming)
 
-    def _do(self, asked: Asked, at: Stamp) -> ReplyMessage:
+    def _do(self, asked: Asked, incoming: Incoming) -> ReplyMessage:
         command = asked.command
         if not isinstance(command, TriggerCommand):
             return self._reply(asked.name, command.id, "ok", "")
@@ -160,7 +166,11 @@ class Commands:
             return self._refuse(
                 Refused(name=asked.name, id=command.id, reason="this station has another trigger (trigger.kind)")
             )
-        made = self._trigger.offer(command.part, at)
+        if incoming.lay_s > MAX_LAY_S:
+            reason = f"it lay unread for up to {incoming.lay_s * 1000:.0f} ms: its picture can't be told"
+            made: Part | Fault = self._trigger.refuse(command.part, incoming.at, reason)
+        else:
+            made = self._trigger.offer(command.part, incoming.at)
         if isinstance(made, Fault):
             return self._reply(asked.name, command.id, "error", made.reason, part=made.part.id)
         return self._reply(asked.name, command.id, "ok", "", part=made.id)

@@ -30,9 +30,10 @@ class TriggerCommand:
 
     Attributes:
         part: the plant's name for the part, or null for one that is made up.
-        id: the asker's name for this command, or null; the same one again makes no second part.
+        id: the asker's name for this command, or null; the same one again makes no second part, among the last 1,024
+            commands since the agent's start.
         reply_to: who asks; the reply goes to `ROOT/reply/` with this. Null on MQTT 5, or where no reply is wanted.
-        time_ms: when it was sent, UTC milliseconds; one of more than 5 s ago, or of the future, is refused. Null from
+        time_ms: when it was sent, UTC milliseconds; one of more than 1 s ago, or of the future, is refused. Null from
             who has no clock.
     """
 

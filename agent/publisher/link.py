@@ -100,6 +100,8 @@ class Link:
         self.trouble: Trouble | None = None
         self.ready = False
         self.deaf = ""
+        self._waited_at: float | None = None
+        self._lay_s = 0.0
         self.limits = Limits()
         self.protocol = protocol
         self._access = access
@@ -161,7 +163,10 @@ class Link:
         poll.register(sock_fd, select.POLLIN | (select.POLLOUT if self.wants_write else 0))
         for fd in wake_fds:
             poll.register(fd, select.POLLIN)
+        since = time.monotonic() if self._waited_at is None else self._waited_at
         events = dict(poll.poll(max(0.0, timeout_s) * 1000))
+        self._waited_at = time.monotonic()
+        self._lay_s = max(0.0, self._waited_at - since - max(0.0, timeout_s))
         happened = events.pop(sock_fd, 0)
         if happened & ~select.POLLOUT:
             self._read()
@@ -304,6 +309,7 @@ class Link:
                 topic=topic,
                 payload=bytes(message.payload[: MAX_BYTES + 1]),
                 at=Stamp.now(),
+                lay_s=self._lay_s,
                 retain=message.retain,
                 response_topic=getattr(properties, "ResponseTopic", None),
                 correlation=getattr(properties, "CorrelationData", None),

@@ -40,6 +40,10 @@ class MqttTrigger:
         """A command came; see `TriggerQueue.offer`."""
         return self._queue.offer(part_id, at)
 
+    def refuse(self, part_id: str | None, at: Stamp, reason: str) -> Fault:
+        """A command came too late to be judged; see `TriggerQueue.refuse`."""
+        return self._queue.refuse(part_id, at, reason)
+
     def next(self, timeout_s: float) -> Part | Fault | None:
         """The next command's part, or one that was refused."""
         return self._queue.next(timeout_s)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agent.commands.decode import MAX_BYTES, Asked, Incoming, Refused, decoded
 from agent.commands.door import MAX_WAITING, Commands
 from agent.commands.messages import PingCommand, TriggerCommand
-from agent.frame import Part, Stamp
+from agent.frame import Fault, Part, Stamp
 from agent.triggers.queue import TriggerQueue
 from tests.kit.waiting import wait_until
 
@@ -47,7 +47,9 @@ def incoming(payload: object, name: str = "trigger", **keys: Any) -> Incoming:
         (incoming({"reply_to": "#"}), "reply_to: expected 1 to 64 letters"),
         (incoming({"time_ms": "now"}), "time_ms: expected whole UTC milliseconds"),
         (incoming({"time_ms": True}), "time_ms: expected whole UTC milliseconds"),
-        (incoming({"time_ms": NOW.utc_ms - 5_001}), "stale: sent 5.0 s ago"),
+        (incoming({"time_ms": NOW.utc_ms - 1_001}), "stale: sent 1.0 s ago, expected at most 1 s"),
+        (incoming({"time_ms": NOW.utc_ms - 5_001}, "ping"), "stale: sent 5.0 s ago, expected at most 5 s"),
+        (incoming(b""), "empty: expected JSON, {} at least"),
         (incoming({"time_ms": -(10**30)}), "stale"),
         (incoming({"time_ms": NOW.utc_ms + 5_001}), "from the future"),
         (incoming({}, "selfdestruct"), "no such command; there are ping, trigger"),
@@ -97,9 +99,9 @@ def test_whatever_comes_in_is_a_command_or_a_reason(
 
 
 def test_a_trigger_with_and_without_a_name() -> None:
-    """A PLC without JSON sends nothing at all."""
+    """A PLC that can't write JSON can still send two brackets."""
     named = decoded(incoming({"part": "A17", "id": "9", "reply_to": "plc", "time_ms": NOW.utc_ms - 40}), ROOT)
-    bare = decoded(incoming(b""), ROOT)
+    bare = decoded(incoming(b"{}"), ROOT)
 
     assert named == Asked(
         name="trigger",
@@ -181,6 +183,17 @@ def test_a_station_with_another_trigger_says_so() -> None:
 
         assert (reply["status"], reply["part"]) == ("refused", None)
         assert "another trigger" in reply["reason"]
+
+
+def test_a_trigger_that_lay_unread_is_an_error() -> None:
+    """The process stood still: what is under the camera now is another part."""
+    with Door() as door:
+        reply = door.ask({"part": "A1", "id": "7", "reply_to": "plc"}, lay_s=3.5)
+        fault = door.queue.next(0)
+
+        assert isinstance(fault, Fault)
+        assert (reply["status"], reply["part"], fault.part.id) == ("error", "A1", "A1")
+        assert "lay unread for up to 3500 ms" in reply["reason"]
 
 
 def test_a_ping_is_answered() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,29 @@ def test_each_command_is_one_part_and_nonsense_is_none(tmp_path: Path, protocol:
     assert [reply["part"] for reply in replies] == [f"P{number}" for number in range(200) for _ in range(2)]
     assert replies[0::2] == replies[1::2]
     assert [event["event"] for event in events].count("command_refused") == 1, "the second within a minute is not told"
+
+
+def test_a_trigger_from_before_a_standstill_gets_no_picture_of_after_it(tmp_path: Path) -> None:
+    """SIGSTOP and SIGCONT, as a machine that hangs: the part of then is an error, the next one is judged."""
+    with Mosquitto(tmp_path) as broker, Listener(broker.port) as plant:
+        with run(tmp_path, broker.port) as agent:
+            plant.wait_for(lambda ms: len(ms) >= 1, topic_end="/status")
+            root = plant.messages("/status")[0].topic.removesuffix("/status")
+            sender = Plant(broker.port, root)
+            sender.send("ping", {"id": "1", "reply_to": "plc"})
+            plant.wait_for(lambda ms: len(ms) >= 1, topic_end="/reply/plc")
+            os.kill(agent.process.pid, signal.SIGSTOP)
+            sender.send("trigger", {"part": "then", "id": "2", "reply_to": "plc"})
+            threading.Event().wait(2.5)  # it is the time that matters here
+            os.kill(agent.process.pid, signal.SIGCONT)
+            plant.wait_for(lambda ms: len(ms) >= 1, topic_end="/verdict")
+            sender.send("trigger", {"part": "now"})
+            plant.wait_for(lambda ms: len(ms) >= 2, topic_end="/verdict")
+            sender.close()
+        verdicts = [json.loads(message.payload) for message in plant.messages("/verdict")]
+
+    assert [(v["part"], v["decision"] == "error") for v in verdicts] == [("then", True), ("now", False)]
+    assert "lay unread" in verdicts[0]["reason"]
 
 
 def test_a_retained_command_makes_no_part(tmp_path: Path) -> None:
