@@ -15,7 +15,7 @@ from agent.sparkplug import Door
 from agent.sparkplug.memory import FILE_NAME
 from agent.sparkplug.payload import DataType, Value, decode
 from agent.sparkplug.tags import DEVICE, NODE
-from tests.kit.broker import Listener, Mosquitto
+from tests.kit.broker import Listener, Mosquitto, free_port
 from tests.kit.sparkplug_host import SparkplugHost, TahuCodec, why_no_tahu
 from tests.kit.sparkplug_line import DCMD, DDATA, NCMD, Plant
 from tests.kit.tcp_proxy import TcpProxy
@@ -155,6 +155,35 @@ def test_data_without_types_are_an_option(plant: Plant, broker: Mosquitto) -> No
     assert {metric.datatype for metric in decode(data[0].payload).metrics} == {None}
 
 
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_the_broker_itself_sees_will_session_and_subscriptions_as_they_are_to_be(
+    plant: Plant, tmp_path: Path, protocol: str
+) -> None:
+    """From mosquitto's own log: a clean session, the will, commands subscribed at QoS 1, and only then the births."""
+    with Mosquitto(tmp_path, ["log_type all"]) as broker:
+        node = plant.node(broker.port, broker={"protocol": protocol})
+        wait_until(lambda: node.born, what="births")
+        plant.line.good(1)
+        wait_until(lambda: "/DDATA/" in broker.log(), what="a part")
+        assert node.stop(2.0)
+        wait_until(lambda: "Received DISCONNECT" in broker.log(), what="a goodbye")
+        lines = [
+            line.split(": ", 1)[-1]
+            for line in broker.log().splitlines()
+            if "-spb" in line or "spBv1.0" in line or "Will" in line
+        ]
+
+    def first(*words: str) -> int:
+        return next(i for i, line in enumerate(lines) if all(word in line for word in words))
+
+    assert first("connected", "c1") < first("Will message specified", "r0, q1")
+    assert first("/NDEATH/cam1") < first("/NCMD/cam1 (QoS 1)") < first("/DCMD/cam1/inspection (QoS 1)")
+    assert first("/DCMD/cam1/inspection (QoS 1)") < first("Received PUBLISH", "q0, r0", "/NBIRTH/cam1")
+    assert first("/NBIRTH/cam1") < first("q0, r0", "/DBIRTH/") < first("q0, r0", "/DDATA/")
+    assert first("Received PUBLISH", "q1, r0", "/NDEATH/cam1") < first("Received DISCONNECT")
+    assert len({line.split("from ")[1].split()[0] for line in lines if "Received PUBLISH from" in line}) == 1
+
+
 # bdSeq
 
 
@@ -190,10 +219,8 @@ def test_bdseq_wraps_after_255(plant: Plant, broker: Mosquitto, tahu: TahuCodec)
 
 def test_a_connection_that_never_stood_uses_no_number(plant: Plant, broker: Mosquitto, tahu: TahuCodec) -> None:
     """A broker that is away for a night is no session."""
-    with TcpProxy(broker.port) as proxy, SparkplugHost(broker.port, tahu) as host:
-        port = proxy.port
-        proxy.__exit__(None, None, None)
-        node = plant.node(port)
+    with SparkplugHost(broker.port, tahu) as host:
+        node = plant.node(free_port())
         wait_until(lambda: node._told, what="the broker is missed")
         assert node.stop(2.0)
         plant.node(broker.port)

@@ -41,6 +41,7 @@ class LineBench(Bench):
         add("--quick", action="store_true", help=f"{self.quick}: does it run? (figures mean little)")
         add("--work", type=Path, default=ROOT / ".bench" / self.name, metavar="DIR", help="on the disk to be measured")
         add("--parts", default=",".join(self.parts), metavar="A,B", help=f"which of {', '.join(self.parts)}")
+        add("--one-camera", action="store_true", help="rate: leave the four cameras out, which no check asks for")
         add("--rounds", type=int, default=7, metavar="N", help="rounds of every ratio (7)")
         add(
             "--frame",

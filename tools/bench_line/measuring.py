@@ -51,7 +51,7 @@ def _parts(args: argparse.Namespace) -> dict[str, Callable[[], Rows]]:
     work, size_px, quick = args.work, args.size_px, args.quick
     rounds = 3 if quick else args.rounds
     return {
-        "rate": lambda: rate_rows(work, size_px, rounds=rounds, quick=quick),
+        "rate": lambda: rate_rows(work, size_px, rounds=rounds, quick=quick, one_camera=args.one_camera),
         "latency": lambda: latency_rows(work, size_px, parts=100 if quick else 1500),
         "memory": lambda: memory_rows(work, size_px),
         "soak": lambda: soak_rows(work, parts=min(args.soak, 20_000) if quick else args.soak, longest_s=args.soak_s),

@@ -39,7 +39,9 @@ def model_for(task: Any, precision: Any, asked_ms: float, work: Path) -> tuple[M
     return model, onnx, save_bundle(model, bundle)
 
 
-def rate_rows(work: Path, size_px: tuple[int, int], *, rounds: int, quick: bool) -> list[dict[str, Any]]:
+def rate_rows(
+    work: Path, size_px: tuple[int, int], *, rounds: int, quick: bool, one_camera: bool = False
+) -> list[dict[str, Any]]:
     """Every model with one camera and with four: rounds of the bare loop and of the line, in turn.
 
     Args:
@@ -47,6 +49,7 @@ def rate_rows(work: Path, size_px: tuple[int, int], *, rounds: int, quick: bool)
         size_px: of the frames.
         rounds: of each pair.
         quick: float models with one camera only, in short rounds.
+        one_camera: leave the four cameras out.
     """
     round_s = 0.3 if quick else ROUND_S
     rows = []
@@ -54,7 +57,7 @@ def rate_rows(work: Path, size_px: tuple[int, int], *, rounds: int, quick: bool)
         for task in ("classify", "detect"):
             for precision in ("fp32",) if quick else ("fp32", "int8"):
                 model, onnx, bundle = model_for(task, precision, asked_ms, work)
-                for cameras in CAMERAS[:1] if quick else CAMERAS:
+                for cameras in CAMERAS[:1] if quick or one_camera else CAMERAS:
                     say(f"rate: {model.name}, {cameras} camera{'s' * (cameras > 1)}")
                     with _lines(work / "rate", onnx, bundle, cameras, size_px) as (bare, line):
                         rows.append(_measured(model, cameras, bare, line, rounds=rounds, round_s=round_s))
