@@ -366,7 +366,8 @@ def _sparkplug(config: AgentConfig, journal: Journal, face: Face, cores: frozens
         yield
     finally:
         face.tell_status = also
-        journal.flush()
+        with contextlib.suppress(JournalError):  # a journal that has failed says so itself; the host hears of the end
+            journal.flush()
         node.stop(SPARKPLUG_STOP_S)
 
 
