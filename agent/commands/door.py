@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from agent.commands.decode import Asked, Incoming, Refused, decoded
+from agent.commands.decode import Asked, Command, Incoming, Refused, decoded
 from agent.commands.messages import ReplyMessage, TriggerCommand
 from agent.frame import Fault, Part, Stamp
 from agent.log import log_event
@@ -81,7 +81,7 @@ class Commands:
         self._station, self._trigger, self._tell_event, self._ring = station, trigger, tell_event, ring
         self._waiting: collections.deque[Incoming] = collections.deque()
         self._replies: collections.deque[Outgoing] = collections.deque(maxlen=MAX_REPLIES)
-        self._done: collections.OrderedDict[tuple[str, bytes | str], bytes] = collections.OrderedDict()
+        self._done: collections.OrderedDict[tuple[tuple[str, bytes | str], Command], bytes] = collections.OrderedDict()
         self._changed = threading.Condition()
         self._dropped = 0
         self._told_at: dict[str, float] = {}
@@ -141,7 +141,12 @@ class Commands:
 
     def _answer(self, incoming: Incoming) -> None:
         asked = decoded(incoming, self._station)
-        before = self._done.get(asked.key) if isinstance(asked, Asked) and asked.key is not None else None
+        key = (
+            None
+            if isinstance(asked, Refused) or asked.key is None
+            else (asked.key, dataclasses.replace(asked.command, time_ms=None))
+        )
+        before = None if key is None else self._done.get(key)
         if before is not None:
             self._send(asked.reply_topic, before, incoming)
             return
@@ -152,8 +157,8 @@ class Commands:
             )  # fmt: skip
         reply = self._refuse(asked) if isinstance(asked, Refused) else self._do(asked, incoming)
         payload = json.dumps(dataclasses.asdict(reply), separators=(",", ":"), ensure_ascii=False).encode()
-        if isinstance(asked, Asked) and asked.key is not None:
-            self._done[asked.key] = payload
+        if key is not None and isinstance(asked, Asked):
+            self._done[key] = payload
             if len(self._done) > MAX_REPLIES:
                 self._done.popitem(last=False)
         self._send(asked.reply_topic, payload, incoming)

@@ -168,11 +168,21 @@ def test_the_same_id_makes_no_second_part_and_gets_the_same_reply() -> None:
     """A client that heard nothing asks again; at least once becomes exactly once."""
     with Door() as door:
         first = door.ask({"part": "A1", "id": "7", "reply_to": "plc"})
-        again = door.ask({"part": "A1", "id": "7", "reply_to": "plc"})
+        again = door.ask({"part": "A1", "id": "7", "reply_to": "plc", "time_ms": Stamp.now().utc_ms})
         other = door.ask({"part": "A2", "id": "7", "reply_to": "another"})
 
         assert first == again
         assert (first["status"], first["part"], other["part"]) == ("ok", "A1", "A2")
+        assert door.parts() == ["A1", "A2"]
+
+
+def test_the_same_id_for_another_part_is_another_command() -> None:
+    """A PLC whose counter begins at 1 again: the part is there, and must get its verdict."""
+    with Door() as door:
+        first = door.ask({"part": "A1", "id": "1", "reply_to": "plc"})
+        second = door.ask({"part": "A2", "id": "1", "reply_to": "plc"})
+
+        assert (first["part"], second["part"]) == ("A1", "A2")
         assert door.parts() == ["A1", "A2"]
 
 
