@@ -330,7 +330,7 @@ def _publishing(
         trigger=trigger if isinstance(trigger, MqttTrigger) else None,
     )
     if isinstance(trigger, MqttTrigger):
-        trigger.trouble = lambda: publisher.link.problem
+        trigger.trouble = lambda: publisher.deaf
     face.tell_status = publisher.status_changed
     with running_on(cores):
         publisher.start()

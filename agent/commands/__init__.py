@@ -7,9 +7,9 @@ broker ─▶ publisher's thread ─ as it came ─▶ Commands: decode ─ do �
 ```
 
 A command is JSON on `ROOT/cmd/NAME`; its reply goes to the MQTT 5 response topic, which lies under `ROOT/reply/`, or to
-`ROOT/reply/CLIENT` where the JSON says `reply_to`. The same `id` again gets the same reply and does nothing twice,
-among the last 1,024 commands of this start; who may repeat later sends `time_ms` too, and is stale by then. What is
-retained, stale, from the future, too large, or not exactly a command does nothing, and says why.
+`ROOT/reply/CLIENT` where the JSON says `reply_to`. The same command with the same `id` within ten seconds gets the same
+reply and does nothing twice; later a trigger is a part in `error`: whose it is nobody knows. What is retained, stale,
+from the future, too large, or not exactly a command does nothing, and says why.
 """
 
 from __future__ import annotations

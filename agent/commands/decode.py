@@ -24,8 +24,9 @@ TRIGGER_STALE_MS = 1_000
 EARLY_MS = 5_000
 """Clocks that time servers set differ by less."""
 
-MAX_ID = 64
-MAX_PART_BYTES = 256
+MAX_ID_BYTES, MAX_PART_BYTES = 64, 240
+"""UTF-8; of a part as `agent.triggers.ids.ID_BYTES`, as a name that is cut is another part's, too."""
+
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 Command = PingCommand | TriggerCommand
@@ -104,7 +105,8 @@ def decoded(incoming: Incoming, station: str) -> Asked | Refused:
     if problem is not None:
         return Refused(name=shown, reason=problem, reply_topic=topic)
     try:
-        fields = json.loads(incoming.payload, parse_constant=_no_constant)
+        text = incoming.payload.decode()
+        fields = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         return Refused(name=shown, reason=f"no JSON: {str(error)[:100]}", reply_topic=topic)
     return _checked(shown, fields, incoming, topic, station)
@@ -139,7 +141,7 @@ def _checked(name: str, fields: Any, incoming: Incoming, topic: str | None, stat
     id_, reply_to = fields.get("id"), fields.get("reply_to")
     if isinstance(reply_to, str) and _NAME.fullmatch(reply_to) and topic is None:
         topic = f"{station}/reply/{reply_to}"
-    known_id = id_ if isinstance(id_, str) and 0 < len(id_) <= MAX_ID else None
+    known_id = id_ if _text_problem("id", id_, MAX_ID_BYTES) is None else None
     stale_ms = TRIGGER_STALE_MS if name == "trigger" else STALE_MS
     problem = _field_problem(name, fields) or _time_problem(fields.get("time_ms"), incoming.at, stale_ms)
     if problem is not None:
@@ -157,10 +159,9 @@ def _field_problem(name: str, fields: dict[str, Any]) -> str | None:
     unknown = sorted(str(key)[:40] for key in fields.keys() - known)
     if unknown:
         return f"{unknown[0]}: no such field; {name} has {', '.join(sorted(known))}"
-    for key, longest in (("id", MAX_ID), ("part", MAX_PART_BYTES)):
-        value = fields.get(key)
-        if value is not None and not (isinstance(value, str) and _is_text(value) and 0 < len(value) <= longest):
-            return f"{key}: expected 1 to {longest} characters, or null"
+    for key, longest in (("id", MAX_ID_BYTES), ("part", MAX_PART_BYTES)):
+        if (problem := _text_problem(key, fields.get(key), longest)) is not None:
+            return problem
     reply_to = fields.get("reply_to")
     if reply_to is not None and not (isinstance(reply_to, str) and _NAME.fullmatch(reply_to)):
         return "reply_to: expected 1 to 64 letters, digits, `_`, `.` or `-`"
@@ -182,9 +183,23 @@ def _time_problem(time_ms: Any, at: Stamp, stale_ms: int) -> str | None:
     return None
 
 
-def _is_text(value: str) -> bool:
-    """UTF-8 can carry it: JSON may hold half a surrogate pair."""
-    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
+def _text_problem(key: str, value: Any, longest: int) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return f"{key}: expected text, or null"
+    if not value.isprintable():  # which half a surrogate pair is not
+        return f"{key}: expected printable characters"
+    return None if 0 < len(value.encode()) <= longest else f"{key}: expected 1 to {longest} bytes"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:40]} stands twice")
+        found[key] = value
+    return found
 
 
 def _no_constant(name: str) -> Any:

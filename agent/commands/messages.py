@@ -13,7 +13,7 @@ class PingCommand:
     """`ROOT/cmd/ping`, QoS 1: asks for a reply, and for nothing else.
 
     Attributes:
-        id: the asker's name for this command, or null; the same one again gets the same reply.
+        id: the asker's name for this command, or null; the same one again within 10 s gets the same reply.
         reply_to: who asks; the reply goes to `ROOT/reply/` with this. Null on MQTT 5, or where no reply is wanted.
         time_ms: when it was sent, UTC milliseconds; one of more than 5 s ago, or of the future, is refused. Null from
             who has no clock.
@@ -29,9 +29,9 @@ class TriggerCommand:
     """`ROOT/cmd/trigger`, QoS 1: a part is there; for stations with `trigger.kind: mqtt`.
 
     Attributes:
-        part: the plant's name for the part, or null for one that is made up.
-        id: the asker's name for this command, or null; the same one again makes no second part, among the last 1,024
-            commands since the agent's start.
+        part: the plant's name for the part, 240 bytes of printable text at most, or null for one that is made up.
+        id: the asker's name for this command, or null. The same command again within 10 s makes no second part, and
+            gets the same reply; later it is a part whose verdict is error, as nobody knows which part is meant.
         reply_to: who asks; the reply goes to `ROOT/reply/` with this. Null on MQTT 5, or where no reply is wanted.
         time_ms: when it was sent, UTC milliseconds; one of more than 1 s ago, or of the future, is refused. Null from
             who has no clock.

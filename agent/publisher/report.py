@@ -46,6 +46,7 @@ class Report:
 
     Attributes:
         held: kinds of message that the broker does not take now, with its reason.
+        deaf: why no command can be heard now, in words, or None; also before the first try to connect.
         status_refused: why the broker did not take the last status, or empty.
         turned_at: the thread's last sign of life, monotonic seconds.
     """
@@ -58,6 +59,7 @@ class Report:
         self.unheard = 0
         self.bugs = 0
         self.held: dict[str, str] = {}
+        self.deaf: str | None = None
         self.status_refused = ""
         self.turned_at = time.monotonic()
         self._connected = False
@@ -102,6 +104,7 @@ class Report:
         if self._protocol:
             self.reconnects += 1
         self._connected, self._protocol, self._since_ms, self._down_since = True, protocol, _now_ms(), None
+        self.deaf = None
         self._told.clear()
         if not self._quiet:
             tell("broker_connected", broker=broker, protocol=f"MQTT {protocol}", after_s=round(seconds, 1))
@@ -120,6 +123,7 @@ class Report:
         self._connected = False
         self._down_since = now if self._down_since is None else self._down_since
         self._error = trouble.words
+        self.deaf = f"no connection to the broker ({trouble.words})"
         if trouble.words not in self._told and (first or trouble.cause in {"refused", "taken over"}):
             self._told.add(trouble.words)
             if not self._quiet:

@@ -59,7 +59,6 @@ class Session:
         self._link, self._outbox, self._drain, self._face = link, outbox, drain, face
         self._orders, self._report, self._commands = orders, report, commands
         self._reply_mids: set[int] = set()
-        self._told_deaf = ""
         self._answer_s = max(LEAST_ANSWER_S, 2.0 * config.keepalive_s)
         self._metrics_s = config.metrics_s
         self._metrics_at = self._care_at = time.monotonic()
@@ -150,9 +149,9 @@ class Session:
 
     def _send_replies(self) -> None:
         """A reply that gets lost with the link is asked for again."""
-        if self._link.deaf and self._link.deaf != self._told_deaf:
-            self._told_deaf = self._link.deaf
-            tell("commands_not_heard", logging.ERROR, reason=f"the broker does not let us subscribe: {self._link.deaf}")
+        if self._link.deaf and self._report.deaf is None:
+            self._report.deaf = f"the broker does not let us subscribe to the commands: {self._link.deaf}"
+            tell("commands_not_heard", logging.ERROR, reason=self._report.deaf)
         for reply in [] if self._commands is None or self._link.trouble is not None else self._commands.replies():
             mid = self._link.publish(reply.topic, reply.payload, content_type=JSON, correlation=reply.correlation)
             if mid is not None:

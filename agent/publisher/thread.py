@@ -138,6 +138,11 @@ class Publisher:
         """The link now, with counters."""
         return self._report.state()
 
+    @property
+    def deaf(self) -> str | None:
+        """Why no command can be heard now, in words; None while they can, and before the first try to connect."""
+        return self._report.deaf
+
     def alive(self) -> bool:
         """The thread runs, and is not stuck."""
         return self._thread.is_alive() and time.monotonic() - self._report.turned_at < STUCK_S

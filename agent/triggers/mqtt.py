@@ -29,7 +29,7 @@ class MqttTrigger:
 
     @property
     def lost(self) -> str | None:
-        """Set while there is no connection to the broker."""
+        """Set while no command can be heard: no broker, or one that does not let us subscribe."""
         return self.trouble()
 
     def watch(self, watcher: TriggerWatcher) -> None:
@@ -43,6 +43,15 @@ class MqttTrigger:
     def refuse(self, part_id: str | None, at: Stamp, reason: str) -> Fault:
         """A command came too late to be judged; see `TriggerQueue.refuse`."""
         return self._queue.refuse(part_id, at, reason)
+
+    def lose(self, count: int, at: Stamp, reason: str) -> None:
+        """Commands came of which only the number is known; see `TriggerQueue.lose`."""
+        self._queue.lose(count, at, reason)
+
+    @property
+    def is_closed(self) -> bool:
+        """The line has stopped: nothing that comes now gets a verdict."""
+        return self._queue.is_closed
 
     def next(self, timeout_s: float) -> Part | Fault | None:
         """The next command's part, or one that was refused."""

@@ -15,6 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from tests.kit.broker import Listener, Mosquitto
 from tests.kit.station import AgentProcess, make_parts, make_station
+from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.mosquitto
 
@@ -119,3 +120,29 @@ def test_a_retained_command_makes_no_part(tmp_path: Path) -> None:
         parts = [json.loads(message.payload)["part"] for message in plant.messages("/verdict")]
 
     assert parts == ["real"]
+
+
+def logged(agent: AgentProcess, event: str) -> list[str]:
+    """Why, as often as it stands in the agent's log."""
+    lines = [json.loads(line) for line in agent.log().splitlines()]
+    return [line.get("reason", "") for line in lines if line["event"] == event]
+
+
+def test_a_start_is_no_alarm_and_a_broker_that_is_gone_is_one(tmp_path: Path) -> None:
+    """Without it no trigger comes: the PLC hears of it at once, SCADA afterwards."""
+    with Mosquitto(tmp_path) as broker, Listener(broker.port) as plant, run(tmp_path, broker.port) as agent:
+        plant.wait_for(lambda ms: len(ms) >= 1, topic_end="/status")
+        root = plant.messages("/status")[0].topic.removesuffix("/status")
+        sender = Plant(broker.port, root)
+        sender.send("trigger", {"part": "A1"})
+        plant.wait_for(lambda ms: len(ms) >= 1, topic_end="/verdict")
+        sender.close()
+        at_start = logged(agent, "trigger_lost")
+        broker.kill()
+        wait_until(lambda: logged(agent, "trigger_lost"), 30)
+        broker.start()
+        wait_until(lambda: logged(agent, "trigger_found"), 30)
+
+        assert at_start == []
+        assert len(logged(agent, "trigger_lost")) == 1
+        assert "no connection to the broker" in logged(agent, "trigger_lost")[0]
