@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TypedDict
 
 from agent.acceptance import (
     ACCEPT_AGAIN,
@@ -34,7 +35,7 @@ from agent.engines import BEFORE_BUILD, OpenedEngine, goes_live, open_cache, ope
 from agent.errors import JournalError, NotDurable
 from agent.face import Face
 from agent.health import Heartbeat, clock_synced, notify
-from agent.inspection import Inspector
+from agent.inspection import Inspector, ref_from_bundle
 from agent.journal import Journal
 from agent.log import log_event
 from agent.outputs import FastPath, open_outputs
@@ -45,8 +46,8 @@ from agent.sparkplug import EdgeNode, Source
 from agent.station import Station
 from agent.triggers import Trigger, open_trigger
 from agent.triggers.mqtt import MqttTrigger
-from agent.verdict import Verdict, policy_from_config
-from agent.views import PartVerdict, View, ViewCameras, joined_by, judge_from_config
+from agent.verdict import Policy, Verdict, policy_from_config
+from agent.views import PartVerdict, View, ViewCameras, ViewJudge, joined_by, judge_from_config
 
 __all__ = ["Summary", "run_station"]
 
@@ -113,33 +114,13 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
         bundle = open_bundle(config.bundle)
         require_acceptance(config, bundle)
         with running_on(cores):
-            engine = open_engine(
-                bundle,
-                config.engine,
-                cache=open_cache(config),
-                building=_tell_building,
-                within_ms=time_for_one(config),
-            )
+            engine = _open_engine(config, bundle)
         stack.callback(engine.close)
         admission = admit(config, bundle, engine)
         goes_live(engine, open_cache(config))
-        roi = None if config.roi is None else Roi(config.roi, frame_size=configured_size(config.camera))
-        line = _pace(config)
-        inspector = Inspector(
-            bundle, engine, pixel_mm=config.policy.pixel_mm, roi=roi, buffers=line.ahead + BUFFERS_BESIDE
-        )
-        policy = policy_from_config(config.policy, bundle.manifest)
-        views = judge_from_config(config, bundle, engine) if config.views else None
+        eyes = _eyes(config, bundle, engine)  # a mistake in policy or region is told before anything is begun
         with running_on(beside(cores)):
-            journal = Journal.open(
-                config.journal,
-                state_dir=config.state_dir,
-                station=config.station,
-                clock_state=clock_synced,
-                recipe=config.recipe,
-                publish=config.mqtt is not None,
-                held=config.line.result == "durable",
-            )
+            journal = _open_journal(config)
         stack.enter_context(_closing(journal))
         with running_on(cores):
             camera, trigger, fast = _open_line(config, journal, stack)
@@ -155,32 +136,20 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
             station = Station(
                 trigger=trigger,
                 camera=camera,
-                inspector=inspector,
-                policy=policy,
-                views=views,
                 journal=journal,
                 fast=fast,
-                line=line,
                 beat=heartbeat.beat,
                 changed=face.changed,
                 between=lambda verdict: _between(watch, face, verdict),
+                **eyes,
             )
             face.late = lambda: station.late
             watch.start()
-            if config.acceptance.required:
-                face.keep_out(stop)  # whatever the acceptance does not name, such as the memory: the answers count
-            gc.collect()
-            gc.freeze()  # what is there now stays: nobody has to look through it again while parts come
-            if face.stopped is None:
-                face.ready()
-                log_event(log, "ready", station=config.station, bundle=inspector.ref.name, engine=engine.name)
-                notify("READY=1", f"STATUS={bundle.manifest.name} on {engine.name}")
+            _be_ready(config, bundle, engine, face, stop)
             judged = station.run(stop, max_parts)
             journal.flush()
-            if publisher is not None and face.stopped is not None:
-                _drain(journal, threading.Event(), heartbeat, longest_s=DRAIN_PATIENCE_S)  # the plant is to hear why
-            elif publisher is not None and not stop.is_set():
-                _drain(journal, stop, heartbeat)
+            if publisher is not None:
+                _let_out(journal, face, heartbeat, stop)
             notify("STOPPING=1")  # starts systemd's stop time, which a long drain must not use up
         summary = Summary(
             judged=judged,
@@ -190,6 +159,64 @@ def run_station(config: AgentConfig, *, stop: threading.Event, max_parts: int | 
         )
     log_event(log, "stopped", judged=summary.judged, unsent=summary.unsent, **summary.by_decision)
     return summary
+
+
+def _open_engine(config: AgentConfig, bundle: Bundle) -> OpenedEngine:
+    cache, within_ms = open_cache(config), time_for_one(config)
+    return open_engine(bundle, config.engine, cache=cache, building=_tell_building, within_ms=within_ms)
+
+
+def _open_journal(config: AgentConfig) -> Journal:
+    return Journal.open(
+        config.journal,
+        state_dir=config.state_dir,
+        station=config.station,
+        clock_state=clock_synced,
+        recipe=config.recipe,
+        publish=config.mqtt is not None,
+        held=config.line.result == "durable",
+    )
+
+
+class _Eyes(TypedDict):
+    """What looks and decides, and how far it may run ahead."""
+
+    inspector: Inspector
+    policy: Policy
+    views: ViewJudge | None
+    line: LineConfig
+
+
+def _eyes(config: AgentConfig, bundle: Bundle, engine: OpenedEngine) -> _Eyes:
+    line = _pace(config)
+    roi = None if config.roi is None else Roi(config.roi, frame_size=configured_size(config.camera))
+    pixel_mm, buffers = config.policy.pixel_mm, line.ahead + BUFFERS_BESIDE
+    return _Eyes(
+        inspector=Inspector(bundle, engine, pixel_mm=pixel_mm, roi=roi, buffers=buffers),
+        policy=policy_from_config(config.policy, bundle.manifest),
+        views=judge_from_config(config, bundle, engine) if config.views else None,
+        line=line,
+    )
+
+
+def _be_ready(config: AgentConfig, bundle: Bundle, engine: OpenedEngine, face: Face, stop: threading.Event) -> None:
+    """The last thing before the first part; where the engine is not as accepted the line is kept from it."""
+    if config.acceptance.required:
+        face.keep_out(stop)  # whatever the acceptance does not name, such as the memory: the answers count
+    gc.collect()
+    gc.freeze()  # what is there now stays: nobody has to look through it again while parts come
+    if face.stopped is None:
+        face.ready()
+        log_event(log, "ready", station=config.station, bundle=ref_from_bundle(bundle).name, engine=engine.name)
+        notify("READY=1", f"STATUS={bundle.manifest.name} on {engine.name}")
+
+
+def _let_out(journal: Journal, face: Face, heartbeat: Heartbeat, stop: threading.Event) -> None:
+    """A line that ended by itself leaves when the plant has heard of its parts, or at least why it ended."""
+    if face.stopped is not None:
+        _drain(journal, threading.Event(), heartbeat, longest_s=DRAIN_PATIENCE_S)
+    elif not stop.is_set():
+        _drain(journal, stop, heartbeat)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from agent import __version__
 from agent.board import Board
@@ -75,7 +75,6 @@ class Face:
     Attributes:
         stopped: why the line ends itself; None while it does not.
         late: gives the parts of this run that were decided after their deadline.
-        camera: gives the camera's own counters by their names; none until it is set.
         tell_status: called when the status has changed.
     """
 
@@ -100,7 +99,6 @@ class Face:
         self._throttling = Throttling(board or Board(), self._throttled)
         self.stopped: str | None = None
         self.late: Callable[[], int] = lambda: 0
-        self.camera: Callable[[], Mapping[str, int]] = dict
         self.tell_status: Callable[[], None] = lambda: None
 
     def engine_changed(self, fault: str | None, fails: bool, *, stop: threading.Event) -> None:
@@ -225,7 +223,6 @@ class Face:
             disk_free_bytes=shutil.disk_usage(self._config.state_dir).free,
             ledger=stats.ledger.counts(),
             late=self.late(),
-            camera=dict(self.camera()),
             throttled=self._throttling.now,
             temperature_c=self._throttling.temperature_c,
         )

@@ -30,8 +30,9 @@ __all__ = [
     "to_json",
 ]
 
-MAX_VERDICT_BYTES = 4096
-"""CODESYS's MQTT library takes payloads up to 4,096 bytes by default (its parameter list MQTTParam)."""
+MAX_VERDICT_BYTES = 4096 - 8
+"""CODESYS's MQTT library takes payloads up to 4,096 bytes by default (its parameter list MQTTParam); eight are kept for
+`late_ms`, which may be written over its null."""
 
 StatusState = Literal["online", "offline", "degraded"]
 
@@ -257,8 +258,6 @@ class MetricsMessage:
         late: parts of this run that were decided after their deadline.
         throttled: what holds the board back now (heat, a weak power supply), in words; empty when nothing does.
         temperature_c: of the hottest sensor, or null where the board tells none.
-        camera: the camera's own counters of this run by their names, such as frames lost on the network; which there
-            are depends on the camera, and none for one that counts nothing.
     """
 
     schema: int = 1
@@ -274,7 +273,6 @@ class MetricsMessage:
     late: int = 0
     throttled: tuple[str, ...] = ()
     temperature_c: float | None = None
-    camera: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 Message = VerdictMessage | StatusMessage | EventMessage | MetricsMessage

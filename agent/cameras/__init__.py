@@ -33,6 +33,7 @@ from agent.config import (
     OpenCvCameraConfig,
     PiCameraConfig,
     TriggerConfig,
+    lag_ms_of,
 )
 from agent.errors import CameraError
 from agent.frame import Fault, Frame, Part
@@ -181,7 +182,7 @@ def _open_triggered(
             "part of another trigger could get the picture of the pulse after it",
             hint="set trigger.kind to frame (each pulse is a part), or camera.trigger to software",
         )
-    latency_ms = 0.0 if isinstance(config, PiCameraConfig) else config.lag_ms
+    latency_ms = 0.0 if isinstance(config, PiCameraConfig) else lag_ms_of(config)
     timeout_ms = config.read_timeout_ms + latency_ms if timeout_ms is None else timeout_ms
     moment = Moment(delay_ms=delay_ms, settle_ms=settle_ms, timeout_ms=timeout_ms, strobe=strobe)
     # Every frame is wanted: the first one after a trigger must not be replaced by one after it.

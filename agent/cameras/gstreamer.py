@@ -16,7 +16,7 @@ from collections.abc import Callable
 from agent.cameras.argus import argus_pipeline
 from agent.cameras.gst_pipeline import Pipeline, Sample, load_gstreamer, pipeline_without_secrets
 from agent.cameras.sensor_time import FrameCounter
-from agent.config import ArgusCameraConfig, GStreamerCameraConfig
+from agent.config import ArgusCameraConfig, GStreamerCameraConfig, lag_ms_of
 from agent.errors import CameraError, ImageError
 from agent.frame import BgrImage, Fault, Frame, Part
 from agent.log import log_event
@@ -155,7 +155,7 @@ class GStreamerCamera:
             self._pipeline.stop()
 
     def _frame(self, part: Part, image: BgrImage, sample: Sample, capture_ms: float) -> Frame:
-        earlier_ns = int(self._config.lag_ms * 1e6)
+        earlier_ns = int(lag_ms_of(self._config) * 1e6)
         return Frame(
             part=part,
             image=image,

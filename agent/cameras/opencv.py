@@ -22,7 +22,7 @@ import numpy as np
 from agent.cameras.decode import decode_image, path_in_words
 from agent.cameras.stream_clock import StreamClock
 from agent.cameras.v4l2 import NotTaken, ask_device, exposure_stamp_ns, size_not_taken
-from agent.config import OpenCvCameraConfig
+from agent.config import OpenCvCameraConfig, lag_ms_of
 from agent.errors import CameraError, ImageError
 from agent.frame import BgrImage, Fault, Frame, Part, Stamp
 from agent.log import log_event
@@ -219,7 +219,7 @@ class OpenCvCamera:
             sent_ns = exposure_stamp_ns(capture, arrived_ns)
         elif self._stream_clock is not None:
             sent_ns = self._stream_clock.sent_ns(int(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6), arrived_ns)
-        return sent_ns - int(self._config.lag_ms * 1e6)
+        return sent_ns - int(lag_ms_of(self._config) * 1e6)
 
     def _is_backlog(self, now_ns: int) -> bool:
         """The frame gathered while the stream was opened; says so when there are no more of them."""

@@ -72,13 +72,12 @@ class Moment:
             Nanoseconds of CLOCK_MONOTONIC: the trigger and the delay, or later where the strobe was lit later.
         """
         exposure_ns = part.triggered.mono_ns + int(self.delay_ms * 1e6)
-        if not self.settle_ms:
-            self.strobe(True)
-            return exposure_ns
         early_s = (exposure_ns - time.monotonic_ns()) / 1e9 - self.settle_ms / 1e3
         if early_s > 0:
             stop.wait(early_s)
         self.strobe(True)
+        if not self.settle_ms:  # whatever was exposed in time is lit: a part that waited has its picture already
+            return exposure_ns
         return max(exposure_ns, time.monotonic_ns() + int(self.settle_ms * 1e6))
 
 

@@ -19,6 +19,7 @@ from agent.config.cameras import (
     GStreamerCameraConfig,
     OpenCvCameraConfig,
     PiCameraConfig,
+    lag_ms_of,
 )
 from agent.config.line import GpioOutputConfig, LineConfig, OutputsConfig, TcpOutputConfig
 from agent.config.roi import LocateConfig, MaskConfig, PerspectiveConfig, RoiConfig, ViewConfig
@@ -74,6 +75,7 @@ __all__ = [
     "WatchdogConfig",
     "ZoneConfig",
     "config_from_mapping",
+    "lag_ms_of",
     "read_config",
     "read_yaml",
 ]
@@ -470,12 +472,13 @@ class AgentConfig:
         """A part may wait for its frame as long as the camera is slow; the watchdog must not take that for stuck."""
         if isinstance(self.camera, FolderCameraConfig) or isinstance(self.trigger, FrameTriggerConfig | FreeRunConfig):
             return
-        latency_ms = 0.0 if isinstance(self.camera, PiCameraConfig) else self.camera.lag_ms
-        wait_s = (self.trigger.delay_ms + self.camera.read_timeout_ms + latency_ms) / 1000
+        latency_ms = 0.0 if isinstance(self.camera, PiCameraConfig) else lag_ms_of(self.camera)
+        delay_ms = self.trigger.delay_ms + self.outputs.settle_ms
+        wait_s = (delay_ms + self.camera.read_timeout_ms + latency_ms) / 1000
         if wait_s > self.watchdog.stuck_s:
             raise ConfigError(
                 f"watchdog.stuck_s: got {self.watchdog.stuck_s:g}, expected at least {wait_s:g}: a triggered part may "
-                "wait for trigger.delay_ms, camera.read_timeout_ms and camera.latency_ms together"
+                "wait for trigger.delay_ms, outputs.settle_ms, camera.read_timeout_ms and camera.latency_ms together"
             )
 
     def _know_the_lag(self) -> None:

@@ -16,11 +16,16 @@ __all__ = [
     "GenicamCameraConfig",
     "OpenCvCameraConfig",
     "PiCameraConfig",
+    "lag_ms_of",
 ]
-
 
 USUAL_LAG_MS = 100.0
 """Exposure, readout and transfer of a camera on this device: one frame at 10 per second."""
+
+LOCAL_SOURCES = frozenset({
+    "v4l2src", "libcamerasrc", "nvarguscamerasrc", "nvv4l2camerasrc", "videotestsrc", "filesrc", "multifilesrc",
+})  # fmt: skip
+"""GStreamer elements whose frames come from this machine; whatever else a pipeline begins with may be far away."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +92,6 @@ class OpenCvCameraConfig:
     latency_ms: float | None = _key(None, low=0, high=60_000)
 
     @property
-    def lag_ms(self) -> float:
-        """`latency_ms`, or what stands for it."""
-        return USUAL_LAG_MS if self.latency_ms is None else self.latency_ms
-
-    @property
     def is_lag_unknown(self) -> bool:
         """Whether it comes over a network, and nobody has said how late."""
         return self.latency_ms is None and "://" in self.source
@@ -109,7 +109,8 @@ class GStreamerCameraConfig:
         reopen_s: shortest wait before a lost camera is opened again; grows to eight times that.
         latency_ms: longest time from the start of an exposure until the source stamps its frame, or, without a stamp,
             until the frame is here; a triggered part takes only a frame that is later than its trigger by this much.
-            Empty is 100 ms; of an RTSP source at a triggered station it has to be given, as nobody can guess it.
+            Empty is 100 ms for a source on this machine (`LOCAL_SOURCES`); of any other at a triggered station it
+            has to be given, as nobody can guess it.
     """
 
     kind: Literal["gstreamer"]
@@ -120,14 +121,11 @@ class GStreamerCameraConfig:
     latency_ms: float | None = _key(None, low=0, high=60_000)
 
     @property
-    def lag_ms(self) -> float:
-        """`latency_ms`, or what stands for it."""
-        return USUAL_LAG_MS if self.latency_ms is None else self.latency_ms
-
-    @property
     def is_lag_unknown(self) -> bool:
-        """Whether it comes over a network, and nobody has said how late."""
-        return self.latency_ms is None and "rtsp" in self.pipeline
+        """Whether it may come over a network, and nobody has said how late."""
+        return (
+            self.latency_ms is None and self.pipeline.partition("!")[0].strip().partition(" ")[0] not in LOCAL_SOURCES
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,11 +162,6 @@ class ArgusCameraConfig:
     read_timeout_ms: int = _key(2_000, low=50, high=60_000)
     reopen_s: float = _key(1.0, low=0.1, high=60)
     latency_ms: float = _key(USUAL_LAG_MS, low=0, high=60_000)
-
-    @property
-    def lag_ms(self) -> float:
-        """`latency_ms`."""
-        return self.latency_ms
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,11 +204,6 @@ class GenicamCameraConfig:
     read_timeout_ms: int = _key(2_000, low=50, high=60_000)
     reopen_s: float = _key(1.0, low=0.1, high=60)
     latency_ms: float = _key(USUAL_LAG_MS, low=0, high=60_000)
-
-    @property
-    def lag_ms(self) -> float:
-        """`latency_ms`."""
-        return self.latency_ms
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,3 +249,8 @@ CameraConfig = Union[  # noqa: UP007 - read at run time on Python 3.10
     GenicamCameraConfig,
     PiCameraConfig,
 ]
+
+
+def lag_ms_of(camera: OpenCvCameraConfig | GStreamerCameraConfig | ArgusCameraConfig | GenicamCameraConfig) -> float:
+    """Its `latency_ms`, or what stands for it."""
+    return USUAL_LAG_MS if camera.latency_ms is None else camera.latency_ms

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import mmap
 import os
 import stat
@@ -24,11 +25,14 @@ from pathlib import Path
 from agent.errors import JournalError
 from agent.frame import Part, Stamp
 from agent.journal.compose import plain_text
+from agent.log import log_event
 
 __all__ = ["Left", "TriggerRing", "left_in", "ring_places"]
 
 SPARE_SLOTS = 12_288
 """More than `agent.triggers.queue.MAX_REFUSALS` and the parts that wait; 3.5 MB of memory, touched when needed."""
+
+log = logging.getLogger("agent.journal")
 
 CHECK = struct.Struct("<I")
 BODY = struct.Struct("<8s?Qqq16s240s")
@@ -96,6 +100,7 @@ class TriggerRing:
         self.path, fd = _first_made(places, slots * SLOT)
         self._held = held
         self._lock = threading.Lock()
+        self._is_full_told = False
         try:
             self._memory = mmap.mmap(fd, 0)
         finally:
@@ -124,6 +129,9 @@ class TriggerRing:
             if part.sequence in self._slot_of:
                 return True
             if not self._free or self._memory.closed:
+                if not (self._is_full_told or self._memory.closed):
+                    self._is_full_told = True
+                    log_event(log, "trigger_ring_full", logging.ERROR, slots=len(self._slot_of), file=str(self.path))
                 return False
             index = self._slot_of[part.sequence] = self._free.pop()
             start = index * SLOT

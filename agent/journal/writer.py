@@ -178,7 +178,7 @@ class Writer:
                 item.receipt.keep(self._store.state.last_rec)
         self._in_hand = []
         self._intake.settle(items)
-        self._tell_recorded(jobs)
+        self._tell(items, jobs)
         self._enforce_quota(now)
 
     def _settle_parts(self, items: Sequence[Item], jobs: Sequence[Job]) -> None:
@@ -191,10 +191,10 @@ class Writer:
             if isinstance(item, Told):
                 self._ring.erase(item.sequence)
                 self._outbox.release(item.sequence)
-        self.triggered([item.part.sequence for item in items if isinstance(item, Triggered)])
 
-    def _tell_recorded(self, jobs: Sequence[Job]) -> None:
+    def _tell(self, items: Sequence[Item], jobs: Sequence[Job]) -> None:
         try:
+            self.triggered([item.part.sequence for item in items if isinstance(item, Triggered)])
             for job in jobs:
                 self.recorded(job.draft.verdict, job.rec)
         except Exception:  # what is told of a record must not end the records
@@ -354,8 +354,15 @@ class Writer:
                 item.receipt.fail(failed)
 
     def _take_left(self, now: Stamp) -> None:
-        """Write down the triggers that a killed process had in its memory only; other journals' are none of ours."""
-        left = [each for each in self._ring.left() if self._store.boot_exists(each.boot)]
+        """Write down the triggers that a killed process had in its memory only; another journal's can only be told."""
+        found = self._ring.left()
+        left = [each for each in found if self._store.boot_exists(each.boot)]
+        if foreign := [each.part.id for each in found if each not in left]:
+            text = (
+                f"{len(foreign)} parts were triggered by an agent that was killed, and whose journal is not here: "
+                f"they have no verdict ({', '.join(foreign)[:300]})"
+            )
+            self._keeper.tell("triggers_of_another_journal", "alarm", text, now, parts=len(foreign))
         for each in left:
             rec = self._store.rec_of((each.boot, each.part.sequence))
             if rec is not None and each.held:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
+import time
+from collections.abc import Callable
 
 __all__ = ["Orders"]
 
@@ -39,6 +42,21 @@ class Orders:
         with contextlib.suppress(BlockingIOError):
             while len(os.read(self._reader, 512)) == 512:
                 pass
+
+    def rest(self, pause_s: float, turned: Callable[[], None]) -> None:
+        """Wait that long, or until a stop is asked for.
+
+        Args:
+            pause_s: how long.
+            turned: called now and then, as a sign of life.
+        """
+        until = time.monotonic() + pause_s
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        while self.stop_at is None and (left_s := until - time.monotonic()) > 0:
+            if poll.poll(left_s * 1000):
+                self.hear()
+            turned()
 
     def close(self) -> None:
         """Close the pipe; the thread must have ended. Ringing is harmless after it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import select
 import threading
 import time
 from collections.abc import Callable
@@ -158,7 +157,8 @@ class Publisher:
             if self._report.published > published or self._served_s > STEADY_S:
                 backoff.reset()
             if self._orders.stop_at is None:
-                self._rest(backoff.take(longest=trouble is not None and trouble.cause == "taken over"))
+                pause_s = backoff.take(longest=trouble is not None and trouble.cause == "taken over")
+                self._orders.rest(pause_s, self._turned)
         self._report.left()
 
     def _round(self) -> Trouble | None:
@@ -247,15 +247,8 @@ class Publisher:
             self._bug = words
             log.error("bug", exc_info=error)
 
-    def _rest(self, pause_s: float) -> None:
-        """Wait before the next try; a stop ends it."""
-        until = time.monotonic() + pause_s
-        poll = select.poll()
-        poll.register(self._orders.fileno(), select.POLLIN)
-        while self._orders.stop_at is None and (left_s := until - time.monotonic()) > 0:
-            if poll.poll(left_s * 1000):
-                self._orders.hear()
-            self._report.turned_at = time.monotonic()
+    def _turned(self) -> None:
+        self._report.turned_at = time.monotonic()
 
 
 def _nobody(_incoming: Incoming) -> None:

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import logging
-import select
 import threading
 import time
 from pathlib import Path
@@ -133,7 +132,7 @@ class EdgeNode:
                 backoff.reset()
             if self._orders.stop_at is None:
                 pause_s = backoff.take(longest=trouble is not None and trouble.cause == "taken over")
-                self._rest(HOST_LEFT_PAUSE_S if left else pause_s)
+                self._orders.rest(HOST_LEFT_PAUSE_S if left else pause_s, self._turned)
 
     def _round(self) -> tuple[Trouble | None, bool]:
         """Connect and serve; when the broker does not take MQTT 5, fall back at once."""
@@ -202,15 +201,8 @@ class EdgeNode:
             self._bug = words
             log.error("bug", exc_info=error)
 
-    def _rest(self, pause_s: float) -> None:
-        """Wait before the next try; a stop ends it."""
-        until = time.monotonic() + pause_s
-        poll = select.poll()
-        poll.register(self._orders.fileno(), select.POLLIN)
-        while self._orders.stop_at is None and (left_s := until - time.monotonic()) > 0:
-            if poll.poll(left_s * 1000):
-                self._orders.hear()
-            self._view.turned_at = time.monotonic()
+    def _turned(self) -> None:
+        self._view.turned_at = time.monotonic()
 
 
 def _ignored(_value: object) -> None:

@@ -318,3 +318,16 @@ def test_a_real_stream_gives_a_triggered_part_the_frame_after_it() -> None:
         assert level(camera.read(part)) == 90
         thread.join()
         camera.close()
+
+
+def test_the_strobe_is_not_lit_on_the_way_from_the_barrier_to_the_camera() -> None:
+    """Also without a time to settle; and a part that waited for the line keeps the picture that was taken of it."""
+    lit: list[int] = []
+    moment = Moment(delay_ms=80, strobe=lambda _on: lit.append(time.monotonic_ns()))
+    on_the_way, waited = part_now(), part_at(time.monotonic_ns() - 500 * MS)
+    earliest = moment.light(on_the_way, threading.Event())
+    of_waited = moment.light(waited, threading.Event())
+
+    assert earliest == on_the_way.triggered.mono_ns + 80 * MS
+    assert lit[0] >= earliest
+    assert of_waited == waited.triggered.mono_ns + 80 * MS

@@ -11,7 +11,7 @@ import cv2
 import pytest
 
 from agent.checks import check_station
-from agent.config import AgentConfig, config_from_mapping
+from agent.config import AgentConfig, config_from_mapping, lag_ms_of
 from agent.errors import ConfigError
 from tests.kit.broker import free_port
 from tests.kit.pictures import textured
@@ -106,10 +106,13 @@ def test_a_triggered_part_may_not_wait_for_its_frame_longer_than_the_watchdog_do
 STREAMS = [
     {"kind": "opencv", "source": "rtsp://127.0.0.1:1/x"},
     {"kind": "gstreamer", "pipeline": "rtspsrc location=rtsp://127.0.0.1:1/x ! decodebin"},
+    {"kind": "gstreamer", "pipeline": "udpsrc port=5000 ! application/x-rtp ! rtph264depay ! decodebin"},
+    {"kind": "gstreamer", "pipeline": "uridecodebin uri=http://127.0.0.1:1/x"},
+    {"kind": "gstreamer", "pipeline": "somebodyssrc ! videoconvert"},
 ]
 
 
-@pytest.mark.parametrize("camera", STREAMS, ids=["opencv", "gstreamer"])
+@pytest.mark.parametrize("camera", STREAMS, ids=["opencv", "rtsp", "udp", "http", "unknown"])
 def test_a_stream_whose_delay_nobody_stated_is_refused_under_a_trigger(tmp_path: Path, camera: dict[str, str]) -> None:
     """The delay decides whose picture a part gets; a default is a guess."""
     raw: dict[str, Any] = {"station": "a/b", "state_dir": "s", "bundle": "b.defect", "camera": camera}
@@ -121,6 +124,35 @@ def test_a_stream_whose_delay_nobody_stated_is_refused_under_a_trigger(tmp_path:
     raw["camera"] = {**camera, "latency_ms": 350.0}
     stated = config_from_mapping(AgentConfig, raw, source=source)
 
-    assert free.camera.lag_ms == 100  # type: ignore[union-attr]
-    assert stated.camera.lag_ms == 350  # type: ignore[union-attr]
+    assert lag_ms_of(free.camera) == 100  # type: ignore[arg-type]
+    assert lag_ms_of(stated.camera) == 350  # type: ignore[arg-type]
     assert "stopwatch" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("source", ["v4l2src device=/dev/video0", "libcamerasrc", "nvarguscamerasrc sensor-id=1"])
+def test_a_camera_on_this_machine_needs_no_stated_delay(tmp_path: Path, source: str) -> None:
+    """A frame at ten per second covers exposure, readout and transfer."""
+    raw: dict[str, Any] = {
+        "station": "a/b",
+        "state_dir": "s",
+        "bundle": "b.defect",
+        "camera": {"kind": "gstreamer", "pipeline": f"{source} ! videoconvert"},
+        "trigger": {"kind": "tcp"},
+    }
+    config = config_from_mapping(AgentConfig, raw, source=tmp_path / "station.yaml")
+
+    assert lag_ms_of(config.camera) == 100  # type: ignore[arg-type]
+
+
+def test_the_watchdog_s_patience_covers_the_strobe_s_settling(tmp_path: Path) -> None:
+    """A strobe that is lit late moves the exposure by as much."""
+    raw: dict[str, Any] = {
+        "station": "a/b",
+        "state_dir": "s",
+        "bundle": "b.defect",
+        "camera": {"kind": "opencv", "source": "0", "read_timeout_ms": 9_000},
+        "trigger": {"kind": "tcp", "delay_ms": 600},
+        "outputs": {"settle_ms": 500},
+    }
+    with pytest.raises(ConfigError, match=r"watchdog.stuck_s: got 10, expected at least 10\.2"):
+        config_from_mapping(AgentConfig, raw, source=tmp_path / "station.yaml")

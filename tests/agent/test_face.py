@@ -164,14 +164,6 @@ def test_one_that_flaps_hides_no_other(rig: Rig) -> None:
     assert rig.face.status().reason.endswith("the last time: unplugged; the trigger: line 5 is gone")
 
 
-def test_the_metrics_carry_what_the_camera_counts(rig: Rig) -> None:
-    """Nothing until somebody says what it is."""
-    before = rig.face.metrics().camera
-    rig.face.camera = lambda: {"resent_packets": 12}
-
-    assert (before, rig.face.metrics().camera) == ({}, {"resent_packets": 12})
-
-
 def test_status_and_metrics_carry_the_ledger(rig: Rig) -> None:
     """A consumer can check it: triggers are the sum of the others."""
     judge(rig.journal, 1).wait(5)

@@ -19,6 +19,7 @@ from agent.frame import Part
 from agent.journal import Journal
 from agent.journal.ring import SLOT, TriggerRing, ring_places
 from tests.kit.commands import run_command
+from tests.kit.logs import captured_events
 from tests.kit.verdicts import events, make_part, make_verdict, open_journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,7 +171,12 @@ def test_another_journals_triggers_are_not_taken(tmp_path: Path) -> None:
     for file in (tmp_path / "state").glob("journal.db*"):
         file.unlink()
     with open_journal(tmp_path / "state") as journal:
+        told = [event["text"] for event in events(journal) if event["event"] == "triggers_of_another_journal"]
+
         assert journal.last_rec == 0
+        assert len(told) == 1
+        assert "5 parts" in told[0]
+        assert "heard-2, heard-3" in told[0]
 
 
 def test_a_slot_that_was_being_written_is_none(tmp_path: Path) -> None:
@@ -196,6 +202,17 @@ def test_slots_are_used_again_and_their_end_is_told(tmp_path: Path) -> None:
     ring.erase(100)
     ring.erase(101)
     ring.close()
+
+
+def test_triggers_beyond_the_slots_are_told_once(tmp_path: Path) -> None:
+    """They are as safe as their row on the disk, and no safer."""
+    ring = TriggerRing([tmp_path / "ring"], slots=1)
+    with captured_events("agent.journal") as logged:
+        assert [ring.write(BOOT, make_part(n)) for n in (1, 2, 3)] == [True, False, False]
+    ring.erase(1)
+    ring.close()
+
+    assert [event["event"] for event in logged] == ["trigger_ring_full"]
 
 
 def test_whole_parts_come_back(tmp_path: Path) -> None:
